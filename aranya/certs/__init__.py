@@ -1,0 +1,1 @@
+"""Keys, certificates and TLS contexts; knows the API server only as ``Kubernetes``."""

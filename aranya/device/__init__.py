@@ -1,0 +1,1 @@
+"""The back door: where devices join, connect and are found; knows no controller and no kubelet."""

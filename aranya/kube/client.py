@@ -1,0 +1,606 @@
+"""The API server, asked over HTTP by Twisted's own ``Agent``.
+
+What may be sent twice
+    A connection from the pool may have died while nobody looked. A request that got
+    not one byte of an answer is sent once more on a new connection, if doing it twice is
+    like doing it once: not POST, not a JSON patch. After a 401 any request is sent once more with
+    fresh credentials: the server did not act on it.
+
+What has a deadline
+    Every call as a whole. A watch until its first byte of an answer, then its
+    silence: the server was asked to end it after 5 to 10 minutes, and one that has
+    sent bookmarks (it does so each minute) is given up after three without anything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import orjson
+from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
+from twisted.internet import error as network
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from aranya.interfaces import Change, Object, Patch, Resource
+from aranya.kube.credentials import ClusterAccess, InThread
+from aranya.kube.errors import ApiError, Gone, KubeError, Unreachable, error_of
+from aranya.kube.pace import Jitter
+from aranya.kube.transport import Way
+from aranya.kube.watch import Event, WatchDecoder
+
+DEADLINE_SECONDS = 30.0
+PAGE = 500
+#: One page of 500 large objects; more than that is not an answer but an attack or a mistake.
+BODY_LIMIT = 128 * 1024 * 1024
+#: How many events of a watch wait for their reader before the connection is paused.
+EVENTS_WAITING = 256
+WATCH_SECONDS = (300, 600)
+SILENCE_SECONDS = 180.0
+
+_JSON = "application/json"
+_T = TypeVar("_T")
+
+
+class ApiClient:
+    """``aranya.interfaces.Kubernetes`` over HTTP."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        access: ClusterAccess,
+        *,
+        agent: IAgent | None = None,
+        in_thread: InThread | None = None,
+        deadline: float = DEADLINE_SECONDS,
+        user_agent: str = "aranya",
+        jitter: Jitter = random.random,
+    ) -> None:
+        self._clock = reactor
+        self._access = access
+        self._way = Way(reactor, access) if agent is None else None
+        self._agent = agent if self._way is None else self._way.agent
+        self._in_thread = in_thread or threads_of(reactor)
+        self._deadline = deadline
+        self._user_agent = user_agent
+        self._jitter = jitter
+        self._base = access.base_url.rstrip("/")
+
+    @property
+    def access(self) -> ClusterAccess:
+        """Where it asks, and as whom."""
+        return self._access
+
+    def close(self) -> Deferred[None]:
+        """Close the kept connections, for a clean end; calls that run go on."""
+        return succeed(None) if self._way is None else self._way.close()
+
+    # -- the calls
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
+        return await self._call("GET", resource.path(namespace, name))
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        resource_version: str = "",
+        limit: int = 0,
+    ) -> Object:
+        path = resource.path(namespace)
+        query = _query(
+            labelSelector=label_selector,
+            fieldSelector=field_selector,
+            resourceVersion=resource_version,
+            limit="" if resource_version else str(limit or PAGE),
+        )
+        whole = await self._call("GET", path, query)
+        # An empty list's items are null on the wire of old servers.
+        items: list[Object] = whole.get("items") or []
+        page = whole
+        while token := page.get("metadata", {}).get("continue"):
+            try:
+                page = await self._call("GET", path, {**query, "continue": token})
+            except Gone:
+                # The list changed too much while we turned its pages: take it in one piece.
+                query.pop("limit")
+                whole = page = await self._call("GET", path, query)
+                items = []
+            items += page.get("items") or []
+        for item in items:
+            # The items of a list do not say what they are.
+            item.setdefault("apiVersion", whole.get("apiVersion", ""))
+            item.setdefault("kind", resource.kind)
+        metadata = {**whole.get("metadata", {}), **page.get("metadata", {})}
+        metadata.pop("continue", None)
+        metadata.pop("remainingItemCount", None)
+        return {**whole, "metadata": metadata, "items": items}
+
+    async def create(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        body: Object,
+        *,
+        name: str = "",
+        sub: str = "",
+    ) -> Object:
+        return await self._call("POST", resource.path(namespace, name or None, sub), body=body)
+
+    async def replace(
+        self, resource: Resource, namespace: str | None, name: str, body: Object, *, sub: str = ""
+    ) -> Object:
+        return await self._call("PUT", resource.path(namespace, name, sub), body=body)
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        body: Object | Sequence[Object],
+        *,
+        kind: Patch = Patch.MERGE,
+        sub: str = "",
+    ) -> Object:
+        path = resource.path(namespace, name, sub)
+        return await self._call("PATCH", path, body=body, content_type=kind.value)
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        grace_seconds: int | None = None,
+    ) -> None:
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        preconditions = {}
+        if uid:
+            preconditions["uid"] = uid
+        if resource_version:
+            preconditions["resourceVersion"] = resource_version
+        if preconditions:
+            options["preconditions"] = preconditions
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        await self._call("DELETE", resource.path(namespace, name), body=options)
+
+    def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> Watch:
+        shortest, longest = WATCH_SECONDS
+        seconds = int(shortest + (longest - shortest) * self._jitter())
+        query = _query(
+            watch="true",
+            allowWatchBookmarks="true",
+            resourceVersion=resource_version,
+            timeoutSeconds=str(seconds),
+            labelSelector=label_selector,
+            fieldSelector=field_selector,
+        )
+
+        async def begin() -> IResponse:
+            response = await self._send("GET", resource.path(namespace), query, None, _JSON)
+            if response.code != 200:
+                raise await self._refusal(response)
+            return response
+
+        def within() -> Deferred[IResponse]:
+            return self._within(begin())
+
+        return Watch(self._clock, within, seconds + self._deadline, self._unreachable)
+
+    # -- how a call is made
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: object = None,
+        content_type: str = _JSON,
+    ) -> Object:
+        content = None if body is None else orjson.dumps(body)
+        return await self._within(self._exchange(method, path, query or {}, content, content_type))
+
+    def _within(self, work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+        """The work, ended at the deadline."""
+
+        def late(_result: object, seconds: float) -> _T:
+            raise self._unreachable(f"no answer within {seconds:.0f} s")
+
+        running: Deferred[_T] = Deferred.fromCoroutine(work)
+        return running.addTimeout(self._deadline, self._clock, late)
+
+    async def _exchange(
+        self, method: str, path: str, query: Mapping[str, str], content: bytes | None, content_type: str
+    ) -> Object:
+        response = await self._send(method, path, query, content, content_type)
+        if not 200 <= response.code < 300:
+            raise await self._refusal(response)
+        answer = await self._json(response)
+        if not isinstance(answer, dict):
+            raise self._unreachable("what answers there is not an API server")
+        return answer
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str], content: bytes | None, content_type: str
+    ) -> IResponse:
+        """The head of the answer; a dead connection and stale credentials are tried once more."""
+        url = (self._base + path + (f"?{urlencode(query)}" if query else "")).encode("ascii")
+        repeatable = method in ("GET", "DELETE", "PUT") or content_type == Patch.MERGE.value
+        renewed = repeated = False
+        while True:
+            now = self._clock.seconds()
+            proof = await self._access.proofs.proof(now, self._in_thread)
+            if self._way is not None:
+                self._way.show(proof.pair)
+            headers = Headers({"Accept": [_JSON], "User-Agent": [self._user_agent]})
+            if proof.authorization:
+                headers.addRawHeader("Authorization", proof.authorization)
+            if content is not None:
+                headers.addRawHeader("Content-Type", content_type)
+            producer = None if content is None else _Content(content)
+            assert self._agent is not None
+            try:
+                response: IResponse = await self._agent.request(method.encode(), url, headers, producer)
+            except CancelledError:
+                raise
+            except KubeError:
+                raise
+            except Exception as error:
+                if _was_cancelled(error):
+                    raise CancelledError() from None
+                if repeatable and not repeated and _died_unseen(error):
+                    repeated = True
+                    continue
+                raise self._unreachable(_plain(error)) from None
+            if response.code == 401 and not renewed:
+                renewed = True
+                self._access.proofs.refused()
+                # Its body must be read, or the connection never comes back to the pool.
+                await self._body(response)
+                continue
+            return response
+
+    async def _refusal(self, response: IResponse) -> ApiError:
+        try:
+            status = await self._json(response)
+        except Unreachable:
+            status = None
+        if not isinstance(status, dict) or status.get("kind") != "Status":
+            phrase = response.phrase.decode("latin-1")[:100]
+            status = {"message": f"the API server answered {response.code} {phrase}".strip()}
+        return error_of(response.code, status, _retry_after(response))
+
+    async def _json(self, response: IResponse) -> object:
+        body = await self._body(response)
+        try:
+            return orjson.loads(body) if body else {}
+        except ValueError:
+            raise self._unreachable("what answers there is not an API server") from None
+
+    async def _body(self, response: IResponse) -> bytes:
+        collector = _Collector(BODY_LIMIT)
+        response.deliverBody(collector)
+        try:
+            return await collector.whole
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise self._unreachable(_plain(error)) from None
+
+    def _unreachable(self, why: str) -> Unreachable:
+        return Unreachable(f"cannot reach the API server at {self._base}: {why}")
+
+
+def threads_of(reactor: Any) -> InThread:
+    """Run blocking work in the reactor's own threads."""
+
+    def in_thread(work: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(reactor, reactor.getThreadPool(), work)
+
+    return in_thread
+
+
+# ---- a watch ----------------------------------------------------------------
+
+
+class Watch(AsyncIterator[Event]):
+    """One watch request, iterated; ``close`` it when leaving before its end."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        begin: Callable[[], Deferred[IResponse]],
+        longest: float,
+        unreachable: Callable[[str], Unreachable],
+    ) -> None:
+        self._clock = clock
+        self._begin = begin
+        self._longest = longest
+        self._unreachable = unreachable
+        self._stream: _Stream | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> tuple[Change, Object]:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            if self._stream is None:
+                response = await self._begin()
+                self._stream = _Stream(self._clock, self._longest, self._unreachable)
+                response.deliverBody(self._stream)
+            event = await self._stream.next()
+        except BaseException:
+            self.close()
+            raise
+        if event is None:
+            self.close()
+            raise StopAsyncIteration
+        return event
+
+    def close(self) -> None:
+        """End the request; nothing more comes."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.abandon()
+
+
+class _Stream(Protocol):
+    """The body of a watch: bytes in, events out, paused while too many wait."""
+
+    def __init__(
+        self, clock: IReactorTime, longest: float, unreachable: Callable[[str], Unreachable]
+    ) -> None:
+        self._clock = clock
+        self._unreachable = unreachable
+        self._decoder = WatchDecoder()
+        self._events: deque[Event] = deque()
+        self._error: Exception | None = None
+        self._ended = False
+        self._paused = False
+        self._reader: Deferred[None] | None = None
+        self._ending: IDelayedCall | None = clock.callLater(longest, self._silent, longest)
+        self._silence: IDelayedCall | None = None
+
+    async def next(self) -> Event | None:
+        """The next event; ``None`` at a quiet end."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._resume()
+            self._reader = Deferred()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._events.popleft()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: end the connection."""
+        self._events.clear()
+        self._finish(None)
+        transport = self.transport
+        if transport is not None:
+            abort = getattr(transport, "abortConnection", None) or transport.loseConnection
+            abort()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended:
+            return
+        events, error = self._decoder.receive(data)
+        self._events += events
+        if error is not None:
+            self._finish(error)
+            return
+        if self._decoder.bookmarked:
+            if self._silence is None:
+                self._silence = self._clock.callLater(SILENCE_SECONDS, self._silent, SILENCE_SECONDS)
+            else:
+                self._silence.reset(SILENCE_SECONDS)
+        if len(self._events) >= EVENTS_WAITING:
+            self._pause()
+        if self._events:
+            self._wake()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.transport = None
+        # A server that dies in mid-watch and one that ends it look alike: both are resumed from.
+        quiet = reason.check(ResponseDone, PotentialDataLoss, ResponseFailed, network.ConnectionClosed)
+        self._finish(None if quiet else self._unreachable(_plain(reason.value)))
+
+    def _silent(self, seconds: float) -> None:
+        self._finish(self._unreachable(f"a watch was silent for {seconds:.0f} s"))
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        for call in (self._ending, self._silence):
+            if call is not None and call.active():
+                call.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        reader = self._reader
+        if reader is not None and not reader.called:
+            reader.callback(None)
+
+    def _pause(self) -> None:
+        if not self._paused and self.transport is not None:
+            self._paused = True
+            IPushProducer(self.transport).pauseProducing()
+            if self._silence is not None:
+                # We do not listen, so silence says nothing.
+                self._silence.cancel()
+                self._silence = None
+
+    def _resume(self) -> None:
+        if self._paused and self.transport is not None:
+            self._paused = False
+            IPushProducer(self.transport).resumeProducing()
+
+
+# ---- bodies -----------------------------------------------------------------
+
+
+@implementer(IBodyProducer)
+class _Content:
+    """A small body, written at once."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.length: Any = len(content)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._content)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        pass
+
+    def resumeProducing(self) -> None:
+        pass
+
+    def stopProducing(self) -> None:
+        pass
+
+
+class _Collector(Protocol):
+    """An answer's body, whole and bounded."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._pieces: list[bytes] = []
+        self.whole: Deferred[bytes] = Deferred(lambda _: self._abort())
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+            self._abort()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        if self._size > self._limit:
+            self.whole.errback(network.ConnectionAborted("the answer is too large"))
+        elif reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(b"".join(self._pieces))
+        else:
+            self.whole.errback(reason)
+
+    def _abort(self) -> None:
+        abort = getattr(self.transport, "abortConnection", None)
+        if abort is not None:
+            abort()
+
+
+# ---- what went wrong, in plain words -----------------------------------------
+
+
+def _query(**fields: str) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _retry_after(response: IResponse) -> float | None:
+    values = response.headers.getRawHeaders("Retry-After") or [""]
+    return float(values[0]) if values[0].isascii() and values[0].isdigit() else None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception of the HTTP client, taken apart."""
+    reasons = getattr(error, "reasons", None)
+    if not reasons:
+        return [error]
+    return [cause for reason in reasons for cause in _causes(reason.value)]
+
+
+def _was_cancelled(error: BaseException) -> bool:
+    return any(
+        isinstance(cause, CancelledError | network.ConnectingCancelledError) for cause in _causes(error)
+    )
+
+
+def _died_unseen(error: BaseException) -> bool:
+    """Whether the connection ended before the answer began, as a kept one does that the peer closed."""
+    from twisted.web._newclient import RequestNotSent, RequestTransmissionFailed
+
+    if isinstance(error, RequestNotSent):
+        return True
+    return isinstance(error, ResponseNeverReceived | RequestTransmissionFailed) and all(
+        isinstance(cause, network.ConnectionClosed) for cause in _causes(error)
+    )
+
+
+def _plain(error: BaseException | None) -> str:
+    """One line for a person, without what was sent."""
+    for cause in () if error is None else _causes(error):
+        if isinstance(cause, network.DNSLookupError):
+            return "its name is not known (DNS)"
+        if isinstance(cause, network.ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(cause, network.TimeoutError | network.TCPTimedOutError):
+            return "connecting took too long"
+        if isinstance(cause, network.NoRouteError):
+            return "no route to it"
+        if isinstance(cause, VerificationError):
+            return "its certificate is for another name"
+        if isinstance(cause, SSL.Error):
+            return _plain_tls(cause)
+        if isinstance(cause, network.ConnectionClosed):
+            return "it closed the connection before it answered"
+        if isinstance(cause, KubeError):
+            return str(cause)
+        if isinstance(cause, network.ConnectError | OSError):
+            return " ".join(str(cause).split()) or type(cause).__name__
+    return type(error).__name__
+
+
+def _plain_tls(error: SSL.Error) -> str:
+    words = " ".join(str(part[-1]) for part in error.args[0]) if error.args and error.args[0] else ""
+    if "certificate verify failed" in words:
+        return (
+            "its certificate is not trusted: not signed by the given CA, expired, or the clock here is wrong"
+        )
+    if "alert" in words:
+        return f"it refused our TLS certificate ({words})"
+    return f"TLS failed ({words or 'no reason given'})"

@@ -1,0 +1,1 @@
+"""The front door: one kubelet-compatible HTTPS endpoint per device, which the API server dials."""

@@ -1,0 +1,1 @@
+"""Doubles with behaviour, shared by the tests."""

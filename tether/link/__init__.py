@@ -1,0 +1,1 @@
+"""Twisted around the wire: links, channels, liveness, and the WebSocket beneath."""

@@ -1,0 +1,1 @@
+"""Generated from ``proto/``; imported by ``wire.frames``, ``verbs.codec`` and ``join`` only."""

@@ -1,0 +1,1 @@
+"""The law of the link, without I/O: bytes in, events out, bytes out."""

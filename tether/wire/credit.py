@@ -1,0 +1,48 @@
+"""The arithmetic of credit, alone: when a grant is worth a frame.
+
+Offsets are absolute, so a grant says "up to here", never "so much more": it may
+be repeated, lost or overtaken without harm, and it doubles as acknowledgement.
+
+When to grant
+    Granting each byte at once costs a frame per frame; granting only when the
+    window is used up stalls the peer for a round trip. So a grant is worth a
+    frame when half the window can be given back, or when the peer stands still
+    (it used up all it was granted) and a useful piece can be given back. HTTP/2
+    stacks settled on about the same two thresholds. Many tiny pieces are worth a
+    frame too: the peer keeps each as an object until it is acknowledged.
+"""
+
+from __future__ import annotations
+
+#: What is granted at once to a peer that stands still: less would be a trickle of tiny frames.
+_USEFUL = 4096
+#: After so many pieces they are acknowledged, however small they were.
+_PIECES = 128
+
+
+class Ledger:
+    """What one stream's peer was granted, what it used, and what was handed on."""
+
+    __slots__ = ("delivered", "limit", "pieces", "received", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.limit = window  # granted to the peer: it may send below this offset
+        self.received = 0  # the next offset to arrive
+        self.delivered = 0  # everything below was handed on
+        self.pieces = 0  # how often something was handed on since the last grant
+
+    def hand_on(self, count: int) -> bool:
+        """``count`` more offsets were handed on; true when that is worth a frame."""
+        self.delivered += count
+        self.pieces += 1
+        back = self.delivered + self.window - self.limit
+        if 2 * back >= self.window or self.pieces >= _PIECES:
+            return True
+        return self.received >= self.limit and back >= min(_USEFUL, self.window // 4)
+
+    def grant(self) -> tuple[int, int]:
+        """What to tell the peer now: ``delivered`` and ``limit``."""
+        self.limit = max(self.limit, self.delivered + self.window)
+        self.pieces = 0
+        return self.delivered, self.limit
