@@ -6,7 +6,7 @@ never import one another's insides; they meet here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -62,12 +62,25 @@ class Patch(Enum):
     JSON = "application/json-patch+json"
 
 
+class Watching(Protocol):
+    """One watch request, iterated."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[Change, Object]]: ...
+
+    def __anext__(self) -> Awaitable[tuple[Change, Object]]: ...
+
+    def close(self) -> None:
+        """End the request; whoever leaves before its end must call it."""
+        ...
+
+
 class Kubernetes(Protocol):
     """The API server, as this project uses it.
 
     Every call raises ``aranya.kube.errors.ApiError`` (with ``NotFound``,
     ``Conflict``, ``AlreadyExists``, ``Gone``, ``Forbidden``, ``Invalid`` beneath it) for a
-    Status, and ``Unreachable`` when there was no answer within the deadline.
+    Status, and ``Unreachable`` when there was no answer within the deadline. Both are
+    ``aranya.kube.errors.KubeError``.
     """
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object: ...
@@ -131,7 +144,7 @@ class Kubernetes(Protocol):
         resource_version: str,
         label_selector: str = "",
         field_selector: str = "",
-    ) -> AsyncIterator[tuple[Change, Object]]:
+    ) -> Watching:
         """One watch request; ends quietly when the server ends it; ``Gone`` on 410."""
         ...
 

@@ -58,4 +58,8 @@ class ForwardHost(IReactorTCP, IReactorTime, IReactorPluggableNameResolver):
     """What forwarding connections needs of the reactor."""
 
 
-__all__ = ["AnyStarter", "Builtins", "ForwardHost", "ProcessHost", "Starter"]
+class Host(ProcessHost, ForwardHost):
+    """What the agent needs of the reactor."""
+
+
+__all__ = ["AnyStarter", "Builtins", "ForwardHost", "Host", "ProcessHost", "Starter"]

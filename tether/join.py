@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from tether.errors import RemoteViolation
 from tether.schema import tether_pb2 as schema
 
-JOIN_PROTOCOL = "join.v1"
 #: The most bytes a join message may have.
 JOIN_MESSAGE_LIMIT = 64 * 1024
 #: In the place of a CA bundle: trust what the operating system trusts.

@@ -65,7 +65,8 @@ def verified_certificate(transport: object, authorities: bytes, now: datetime) -
     if leaf is None:
         raise NoCertificate("no client certificate was presented")
     sent = cast(SSL.Connection, connection).get_peer_cert_chain() or []
-    return verify_chain(leaf, sent[1:CHAIN_LIMIT], authorities, now)
+    # On the server's side OpenSSL leaves the leaf out of the chain; twice would do no harm.
+    return verify_chain(leaf, sent[:CHAIN_LIMIT], authorities, now)
 
 
 def verify_chain(

@@ -81,17 +81,28 @@ class ApiClient:
         self._user_agent = user_agent
         self._jitter = jitter
         self._base = access.base_url.rstrip("/")
+        self._watches: set[Watch] = set()
+        self._ending: set[Deferred[None]] = set()
 
     @property
     def access(self) -> ClusterAccess:
         """Where it asks, and as whom."""
         return self._access
 
-    def close(self) -> Deferred[None]:
-        """Close the kept connections, for a clean end; calls that run go on."""
-        return succeed(None) if self._way is None else self._way.close()
+    async def close(self) -> None:
+        """End the watches and close the kept connections, for a clean end; calls that run go on."""
+        for watch in tuple(self._watches):
+            watch.close()
+        for ending in tuple(self._ending):
+            await ending
+        if self._way is not None:
+            await self._way.close()
 
     # -- the calls
+
+    async def version(self) -> str:
+        """The API server's version, as ``v1.30.2``."""
+        return str((await self._call("GET", "/version")).get("gitVersion", ""))
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         return await self._call("GET", resource.path(namespace, name))
@@ -215,7 +226,15 @@ class ApiClient:
         def within() -> Deferred[IResponse]:
             return self._within(begin())
 
-        return Watch(self._clock, within, seconds + self._deadline, self._unreachable)
+        watch = Watch(self._clock, within, seconds + self._deadline, self._unreachable, self._watch_closed)
+        self._watches.add(watch)
+        return watch
+
+    def _watch_closed(self, watch: Watch, ended: Deferred[None]) -> None:
+        self._watches.discard(watch)
+        if not ended.called:
+            self._ending.add(ended)
+            ended.addCallback(lambda _: self._ending.discard(ended))
 
     # -- how a call is made
 
@@ -343,9 +362,11 @@ class Watch(AsyncIterator[Event]):
         begin: Callable[[], Deferred[IResponse]],
         longest: float,
         unreachable: Callable[[str], Unreachable],
+        closed: Callable[[Watch, Deferred[None]], None],
     ) -> None:
         self._clock = clock
         self._begin = begin
+        self._told_closed = closed
         self._longest = longest
         self._unreachable = unreachable
         self._stream: _Stream | None = None
@@ -373,9 +394,12 @@ class Watch(AsyncIterator[Event]):
 
     def close(self) -> None:
         """End the request; nothing more comes."""
+        if self._closed:
+            return
         self._closed = True
         if self._stream is not None:
             self._stream.abandon()
+        self._told_closed(self, succeed(None) if self._stream is None else self._stream.lost)
 
 
 class _Stream(Protocol):
@@ -394,6 +418,8 @@ class _Stream(Protocol):
         self._reader: Deferred[None] | None = None
         self._ending: IDelayedCall | None = clock.callLater(longest, self._silent, longest)
         self._silence: IDelayedCall | None = None
+        #: Fires when the connection has ended.
+        self.lost: Deferred[None] = Deferred()
 
     async def next(self) -> Event | None:
         """The next event; ``None`` at a quiet end."""
@@ -442,6 +468,7 @@ class _Stream(Protocol):
         # A server that dies in mid-watch and one that ends it look alike: both are resumed from.
         quiet = reason.check(ResponseDone, PotentialDataLoss, ResponseFailed, network.ConnectionClosed)
         self._finish(None if quiet else self._unreachable(_plain(reason.value)))
+        self.lost.callback(None)
 
     def _silent(self, seconds: float) -> None:
         self._finish(self._unreachable(f"a watch was silent for {seconds:.0f} s"))

@@ -55,7 +55,8 @@ class Informer(Service):
         self._clock = clock
         self._resource = resource
         self._namespace = namespace
-        self._selectors = {"label_selector": label_selector, "field_selector": field_selector}
+        self._label_selector = label_selector
+        self._field_selector = field_selector
         self._backoff = Backoff(BACKOFF_BASE, BACKOFF_CAP, jitter)
         self._cache: dict[ObjectKey, Object] = {}
         self._listeners: list[Listener] = []
@@ -119,6 +120,8 @@ class Informer(Service):
 
     def stopService(self) -> Deferred[None] | None:
         super().stopService()
+        # The cache stays, so that a new start tells what happened meanwhile.
+        self._synced = False
         running, self._running = self._running, None
         waiting, self._waiting = self._waiting, []
         for one in waiting:
@@ -129,26 +132,32 @@ class Informer(Service):
         return running
 
     async def _run(self) -> None:
-        self._resume = version = ""
+        self._resume = ""
         while True:
+            fresh = not self._resume
             try:
-                if not version:
-                    version = await self._list()
-                await self._watch(version)
-                version = self._resume
+                if fresh:
+                    self._resume = await self._list()
+                await self._watch()
             except Gone:
                 # The cache stays as it is until the new listing corrects it.
                 self._log.debug("watching {resource}: version too old", resource=self._resource.plural)
-                self._resume = version = ""
-                await pause(self._clock, self._backoff.next())
+                self._resume = ""
+                if fresh:
+                    # A listing that is too old at once: asking again at once will not mend that.
+                    await pause(self._clock, self._backoff.next())
             except KubeError as error:
                 self._lost(error)
-                version = self._resume
                 await pause(self._clock, self._backoff.next())
 
     async def _list(self) -> str:
         """Make the cache equal to a fresh listing."""
-        listing = await self._kube.list(self._resource, self._namespace, **self._selectors)
+        listing = await self._kube.list(
+            self._resource,
+            self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
         found = {key_of(item): item for item in listing["items"]}
         self._regained()
         for key in [key for key in self._cache if key not in found]:
@@ -163,12 +172,15 @@ class Informer(Service):
                     one.callback(None)
         return version_of(listing)
 
-    async def _watch(self, version: str) -> None:
+    async def _watch(self) -> None:
         """One watch request to its quiet end; how far it came is kept, whatever ends it."""
         began = self._clock.seconds()
-        self._resume = version
         stream = self._kube.watch(
-            self._resource, self._namespace, resource_version=version, **self._selectors
+            self._resource,
+            self._namespace,
+            resource_version=self._resume,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
         )
         try:
             async for change, found in stream:
@@ -178,9 +190,7 @@ class Informer(Service):
                 if change is not Change.BOOKMARK:
                     self._put(key_of(found), None if change is Change.DELETED else found)
         finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
+            stream.close()
         if self._clock.seconds() - began < SHORT_WATCH:
             await pause(self._clock, self._backoff.next())
         else:

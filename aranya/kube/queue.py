@@ -99,7 +99,7 @@ class ReconcileQueue(Service, Generic[K]):
         super().startService()
         self._work()
 
-    def stopService(self) -> Deferred[object]:
+    def stopService(self) -> Deferred[None]:
         """Cancel what runs; fires when all of it has ended."""
         super().stopService()
         for call in self._due.values():
@@ -108,10 +108,10 @@ class ReconcileQueue(Service, Generic[K]):
         self._ready.clear()
         self._again.clear()
         self._backoffs.clear()
-        ended: Deferred[object] = DeferredList(list(self._running.values()))
-        for running in list(self._running.values()):
-            running.cancel()
-        return ended
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        return DeferredList(tasks).addCallback(lambda _: None)
 
     # -- its work
 
@@ -188,6 +188,8 @@ class ReconcileQueue(Service, Generic[K]):
                 seconds=seconds,
                 error=str(error),
             )
+        if key in self._again:
+            self._again[key] = max(self._again[key], self._clock.seconds() + self._base)
         self._want(key, seconds)
 
     def _want(self, key: K, after: float) -> None:

@@ -14,6 +14,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import VerifyError
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IProtocol,
@@ -118,16 +119,16 @@ def tls_for(access: ClusterAccess, pair: ClientPair | None) -> IOpenSSLClientCon
         raise CredentialsError("the CA, client certificate or client key is not valid PEM") from None
     client: PrivateCertificate | None = None
     more: dict[str, Any] = {}
-    if own is not None and key is not None:
-        client = PrivateCertificate.fromCertificateAndKeyPair(own[0], key)
-        if own[1:]:
-            more = {"extraCertChain": [link.original for link in own[1:]]}
     try:
+        if own is not None and key is not None:
+            client = PrivateCertificate.fromCertificateAndKeyPair(own[0], key)
+            if own[1:]:
+                more = {"extraCertChain": [link.original for link in own[1:]]}
         if not access.verify:
             return _Unverified(name, client, more)
         trust = platformTrust() if authorities is None else trustRootFromCertificates(authorities)
         return optionsForClientTLS(name, trust, client, extraCertificateOptions=more)
-    except (SSL.Error, ValueError):
+    except (SSL.Error, VerifyError, ValueError):
         raise CredentialsError("the client certificate and the client key do not belong together") from None
 
 

@@ -68,7 +68,12 @@ def _parse(line: bytes) -> Event | ApiError | Unreachable:
         if kind == "ERROR":
             return error_of(int(found.get("code") or 500), found)
         change = Change(kind)
-        found["metadata"]["resourceVersion"]  # every event must say where to resume
+        # Every event must say where to resume, and whom it is about.
+        complete = found["metadata"]["resourceVersion"]
+        if change is not Change.BOOKMARK:
+            complete = complete and found["metadata"]["name"]
+        if not complete:
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         return _nonsense("a watch event that makes no sense")
     return change, found

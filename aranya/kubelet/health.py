@@ -13,9 +13,7 @@ def healthz(visit: Visit) -> None:
     """``/healthz`` and its checks: the endpoint lives; whether the device does is in the Node."""
     if visit.value(b"verbose") is not None and len(visit.segments) == 1:
         excluded = {value.decode("utf-8", "replace") for value in visit.values(b"exclude")}
-        lines = [
-            f"[+]{check} excluded: ok" if check in excluded else f"[+]{check} ok" for check in CHECKS
-        ]
+        lines = [f"[+]{check} excluded: ok" if check in excluded else f"[+]{check} ok" for check in CHECKS]
         visit.answer("\n".join([*lines, "healthz check passed", ""]))
     else:
         visit.answer("ok")

@@ -37,9 +37,8 @@ def container_logs(visit: Visit) -> None:
     device = visit.device("logs", 400)
     output = _Answer(visit.request, visit)
     stream = LogStream(device, from_container(request, container), output, visit.clock, visit.served.ended)
-    if not output.over:
-        visit.served.began(stream)
-        visit.on_leaving(stream.client_gone)
+    visit.served.began(stream)
+    visit.on_leaving(stream.client_gone)
 
 
 def from_container(request: Logs, container: VirtualContainer) -> Logs:
@@ -132,7 +131,6 @@ class _Answer:
         self._request = request
         self._visit = visit
         self._registered = False
-        self.over = False
 
     def begin(self) -> None:
         if not self._visit.gone:
@@ -140,7 +138,6 @@ class _Answer:
             self._request.write(b"")  # the head goes out although the log is silent
 
     def refuse(self, text: str) -> None:
-        self.over = True
         self._visit.refuse(Refusal(400, text))
 
     def write(self, data: bytes) -> None:
@@ -158,6 +155,5 @@ class _Answer:
             self._request.unregisterProducer()
 
     def end(self) -> None:
-        self.over = True
         if not self._visit.gone:
             self._request.finish()

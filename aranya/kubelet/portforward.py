@@ -14,10 +14,9 @@ def port_forward(visit: Visit) -> None:
     visit.device("port-forward")
     served = visit.served
 
-    def pod_now() -> ServedPod | None:
-        # The pod may be re-created and its targets changed while a port-forward runs;
-        # another pod is another authorisation.
-        pod = served.pod
-        return pod if pod is not None and pod.uid == admitted.uid else None
+    def pod_now() -> ServedPod:
+        # A change of containers re-creates the pod; that must not end what runs.
+        return served.pod if served.pod is not None and served.pod.uid else admitted
 
-    forward_streams(visit.request, visit.clock, Forwarding(visit.devices, pod_now))
+    acceptor = Forwarding(visit.devices, pod_now)
+    served.streams.add(forward_streams(visit.request, visit.clock, acceptor))

@@ -158,7 +158,9 @@ class Door:
         except Refusal as refusal:
             visit.refuse(refusal)
         except Exception:
-            self._log.failure("A request for {path} failed.", path=visit.segments[:1], device=str(visit.served.key))
+            self._log.failure(
+                "A request for {path} failed.", path=visit.segments[:1], device=str(visit.served.key)
+            )
             visit.refuse(Refusal(500, "internal error; see the log of aranya"))
 
     async def _lead(self, visit: Visit) -> None:
@@ -190,5 +192,6 @@ class Root(Resource):
 
     def render(self, request: Request) -> int:
         """Framework hook: a request is complete."""
+        request.responseHeaders.removeHeader(b"server")  # nobody's business before the 401
         self._door.enter(request, self.served)
         return NOT_DONE_YET

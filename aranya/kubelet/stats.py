@@ -18,7 +18,7 @@ def metrics(visit: Visit) -> None:
     visit.answer(
         "# HELP aranya_kubelet_sessions Sessions of kubectl clients that run now.\n"
         "# TYPE aranya_kubelet_sessions gauge\n"
-        f"aranya_kubelet_sessions {len(visit.served.sessions)}\n",
+        f"aranya_kubelet_sessions {visit.served.sessions}\n",
         PROMETHEUS,
     )
 

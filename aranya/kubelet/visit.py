@@ -20,6 +20,7 @@ from twisted.web.http import Request
 from aranya.interfaces import Device, Devices, ServedPod, VirtualContainer
 from aranya.names import DeviceKey
 from aranya.session.status import forbidden, offline
+from aranya.streaming.sessions import Sessions
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -35,8 +36,11 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
 
-class Session(Protocol):
-    """Something that runs for a client and can be ended with a reason."""
+class Running(Protocol):
+    """Something that runs for a client inside HTTP and can be ended with a reason."""
+
+    @property
+    def over(self) -> bool: ...
 
     def abort(self, reason: str) -> None: ...
 
@@ -48,24 +52,32 @@ class Served:
     key: DeviceKey
     started: str  # RFC 3339
     pod: ServedPod | None = None
-    sessions: set[Session] = field(default_factory=set)
     stopping: str = ""
+    #: What left HTTP: exec, attach, port-forward.
+    streams: Sessions = field(default_factory=Sessions)
+    #: What runs inside it: logs and ``/run``.
+    running: set[Running] = field(default_factory=set)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions of clients there are."""
+        return len(self.streams) + len(self.running)
 
     def end_sessions(self, reason: str) -> None:
-        """Tell every client why its session ends; no session starts any more."""
+        """Tell every client why its session ends; none begins any more."""
         self.stopping = reason
-        for session in tuple(self.sessions):
-            session.abort(reason)
+        self.streams.abort_all(reason)
+        for running in tuple(self.running):
+            running.abort(reason)
 
-    def began(self, session: Session) -> None:
-        """Count a session; one that begins while the endpoint stops ends at once."""
-        self.sessions.add(session)
-        if self.stopping:
-            session.abort(self.stopping)
+    def began(self, running: Running) -> None:
+        """Count what began inside HTTP, unless it is over already."""
+        if not running.over:
+            self.running.add(running)
 
-    def ended(self, session: Session) -> None:
-        """A session is over, whoever ended it."""
-        self.sessions.discard(session)
+    def ended(self, running: Running) -> None:
+        """It is over, whoever ended it."""
+        self.running.discard(running)
 
 
 def pairs_of(query: bytes) -> list[tuple[bytes, bytes]]:

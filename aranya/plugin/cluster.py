@@ -82,6 +82,8 @@ class Cluster:
             PLURAL,
             name,
             list(steps),
+            # Left to itself some releases of the client send a list as a merge patch.
+            _content_type="application/json-patch+json",
         )
 
     def secret(self, name: str) -> Any:

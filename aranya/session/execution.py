@@ -64,6 +64,11 @@ class Execution:
         channel.registerProducer(self._stdin, True)
         streams.register_producer(channel)
 
+    @property
+    def over(self) -> bool:
+        """Whether the client has been told the end, or left."""
+        return self._over
+
     def abort(self, reason: str) -> None:
         """End the session with a failure that says why: the endpoint stops."""
         if not self._over:

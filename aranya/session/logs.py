@@ -84,6 +84,11 @@ class LogStream:
             patience = FOLLOW_PATIENCE if request.follow else PATIENCE
             self._silence = clock.callLater(patience, self._begin)
 
+    @property
+    def over(self) -> bool:
+        """Whether the client has been told the end, or left."""
+        return self._over
+
     def client_gone(self) -> None:
         """The client left."""
         if not self._over:

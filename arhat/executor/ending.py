@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable
 
 from twisted.internet.error import ProcessTerminated
@@ -13,6 +15,12 @@ from tether.errors import Reason
 from tether.link.interfaces import Channel, Lane
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import Exited, Killed, Result
+
+#: The largest piece of output that is passed on at once.
+PIECE = 64 * 1024
+
+#: Shorter reads are someone's typing, and nothing waits behind them.
+_WORTH_IT = 2048
 
 
 @implementer(IPushProducer)
@@ -64,6 +72,34 @@ def result_of(reason: Failure) -> Result:
     if why.signal is not None:
         return Killed(why.signal)
     return Exited(why.exitCode or 0)
+
+
+def readable(descriptor: int) -> bool:
+    """Whether a read would give something now: data, or the end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def with_more(data: bytes, descriptor: int) -> bytes:
+    """``data`` and what else its non-blocking ``descriptor`` gives now, up to ``PIECE`` bytes.
+
+    Twisted reads 8 KiB at a time; each piece costs a frame and a message on its
+    way. An end or an error met here is met again by Twisted's next read.
+    """
+    if len(data) < _WORTH_IT:
+        return data
+    pieces, room = [data], PIECE - len(data)
+    while room > 0:
+        try:
+            piece = os.read(descriptor, room)
+        except OSError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+        room -= len(piece)
+    return b"".join(pieces)
 
 
 def conclude(channel: Channel, result: Result) -> None:

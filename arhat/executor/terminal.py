@@ -1,4 +1,4 @@
-"""A pseudo-terminal: made with its size, resized, and asked how it ends its input."""
+"""A process on a pseudo-terminal: started, typed to, resized, read until it is over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,30 @@ import os
 import pty
 import struct
 import termios
+from typing import Protocol, cast
 
-from tether.verbs.requests import Size
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.process import PTYProcess
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from arhat.executor.ending import Valve, readable, result_of, with_more
+from arhat.executor.environment import Launch
+from arhat.executor.hangup import Hangups, Leader
+from arhat.interfaces import ProcessHost
+from tether.verbs.requests import Result, Size
 
 #: What a terminal is taken to be until someone says.
 DEFAULT_SIZE = Size(80, 24)
+
+#: Seconds without output after which a terminal whose leader ended is empty.
+DRAIN_SECONDS = 0.2
+
+#: Seconds after which it counts as empty although others go on writing.
+DRAIN_LIMIT = 2.0
+
+#: Reads of 8 KiB that empty whatever the kernel holds of a terminal's output.
+_LAST_READS = 32
 
 #: From Linux's termbits.h; Python does not name it.
 _IUTF8 = 0o040000
@@ -23,7 +42,168 @@ def known(size: Size | None) -> bool:
     return size is not None and size.width > 0 and size.height > 0
 
 
-def open_terminal(size: Size | None, owner: int | None) -> tuple[int, int, str]:
+class TerminalUser(Protocol):
+    """Who a terminal works for; calls never raise."""
+
+    def terminal_output(self, data: bytes) -> None:
+        """This appeared."""
+
+    def terminal_ended(self, result: Result) -> None:
+        """The process ended like this and the terminal is empty; the last call."""
+
+    def hold_input(self) -> None:
+        """The terminal is full of keys that nobody read; type no more for now."""
+
+    def take_input(self) -> None:
+        """It takes keys again."""
+
+
+class Terminal(ProcessProtocol):
+    """A process that leads a session on a terminal of its own.
+
+    Its end is told when its leader ended and the terminal has been read empty.
+    A background process may keep the terminal open for ever, so "empty" is also
+    ``DRAIN_SECONDS`` without output, or ``DRAIN_LIMIT`` of reading after the
+    leader's end; time during which reading is paused does not count.
+    """
+
+    transport: PTYProcess
+
+    def __init__(self, clock: IReactorTime, hangups: Hangups, user: TerminalUser) -> None:
+        self._clock = clock
+        self._hangups = hangups
+        self._user = user
+        self._paused = False
+        self._over = False
+        self._result: Result | None = None
+        self._drained: IDelayedCall | None = None
+        self._latest = 0.0
+
+    @classmethod
+    def start(
+        cls, host: ProcessHost, hangups: Hangups, plan: Launch, size: Size | None, user: TerminalUser
+    ) -> Terminal:
+        """Start ``plan`` on a new terminal of this size."""
+        terminal = cls(host, hangups, user)
+        master, slave, name = _open_terminal(size, plan.uid)
+        try:
+            host.spawnProcess(
+                terminal,
+                plan.executable,
+                list(plan.argv),
+                env=plan.environment,
+                path=plan.folder,
+                uid=plan.uid,
+                gid=plan.gid,
+                usePTY=(master, slave, name),  # type: ignore[arg-type]  # declared as bool, documented as either
+            )
+        except BaseException:
+            os.close(master)
+            os.close(slave)
+            raise
+        return terminal
+
+    # -- from its user
+
+    def type(self, keys: bytes) -> None:
+        """Type ``keys``."""
+        self.transport.write(keys)
+
+    def type_end(self, line_is_empty: bool) -> None:
+        """Type what a reader takes for the end, unless it reads key by key."""
+        if self.transport.connected:
+            self.transport.write(end_of_input(self.transport.fileno(), line_is_empty))
+
+    def resize(self, size: Size) -> None:
+        """Change its size."""
+        if self.transport.connected:
+            set_size(self.transport.fileno(), size)
+
+    def pause(self) -> None:
+        """Read no more, so that whoever writes to it waits."""
+        self._paused = True
+        self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            self._latest = self._clock.seconds() + DRAIN_LIMIT
+            self.transport.resumeProducing()
+            self._restart_drain()
+
+    def hang_up(self) -> None:
+        """Its user is gone: hang it up and close it; nothing more is told."""
+        self._over = True
+        self._stop_drain()
+        self._hangups.hang_up(self._leader)
+        self._close()
+
+    # -- from the process
+
+    def connectionMade(self) -> None:
+        """The process runs."""
+        self._leader = Leader(cast(int, self.transport.pid))
+        self.transport.registerProducer(Valve(self._user.hold_input, self._user.take_input), True)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        """Something appeared."""
+        if not self._over:
+            self._user.terminal_output(with_more(data, self.transport.fileno()))
+            self._restart_drain()
+
+    def processExited(self, reason: Failure) -> None:
+        """The leader ended; the terminal may still hold output."""
+        self._hangups.reaped(self._leader)
+        if not self._over:
+            self._result = result_of(reason)
+            self._latest = self._clock.seconds() + DRAIN_LIMIT
+            self._drained = self._clock.callLater(DRAIN_SECONDS, self._is_drained)
+
+    def processEnded(self, reason: Failure) -> None:
+        """The leader ended and nobody has the terminal open."""
+        self._ended()
+
+    def _restart_drain(self) -> None:
+        if self._drained is not None and self._clock.seconds() < self._latest:
+            self._drained.reset(DRAIN_SECONDS)
+
+    def _is_drained(self) -> None:
+        if self._paused:
+            self._drained = self._clock.callLater(DRAIN_SECONDS, self._is_drained)
+        else:
+            self._drained = None
+            self._read_rest()
+            self._ended()
+            self._close()
+
+    def _read_rest(self) -> None:
+        # After a standstill of the whole agent this timer runs before the reads that are due.
+        for _ in range(_LAST_READS):
+            if not self.transport.connected or not readable(self.transport.fileno()):
+                return
+            if self.transport.doRead() is not None:
+                return
+
+    def _stop_drain(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.cancel()
+
+    def _ended(self) -> None:
+        self._stop_drain()
+        if not self._over and self._result is not None:
+            self._over = True
+            self._user.terminal_ended(self._result)
+
+    def _close(self) -> None:
+        if self.transport.connected:
+            # A paused producer would keep the terminal open for ever.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+
+def _open_terminal(size: Size | None, owner: int | None) -> tuple[int, int, str]:
     """A new terminal as ``spawnProcess`` takes it; ``owner`` is the user who will use it."""
     master, slave = pty.openpty()
     try:

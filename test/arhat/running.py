@@ -75,10 +75,11 @@ async def gone(clock: IReactorTime, pid: int) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that is not ours does not."""
+    """Whether a process runs; a zombie does only until we, its parent, have waited for it."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+            state, parent = stat.read().rpartition(")")[2].split()[:2]
+            return state != "Z" or int(parent) == os.getpid()
     except OSError:
         return False
 

@@ -19,10 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from test.cluster.kubectl import Kubectl
-from test.cluster.plane import Plane, shared_plane
+from test.cluster.plane import shared_plane
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -139,12 +139,28 @@ class Twistd:
         return int(found.group(1))
 
 
+class Cluster(Protocol):
+    """What a site needs of a cluster: a `Plane`, or one that exists already."""
+
+    folder: Path
+    #: What the API server dials to reach this machine; ``""`` lets aranya find out.
+    address: str
+
+    def kubectl(self, kubeconfig: Path | None = None, namespace: str | None = None) -> Kubectl:
+        """A kubectl with an administrator's rights, or another's."""
+        ...
+
+    def kubeconfig_for_service_account(self, namespace: str, name: str, *, seconds: int = 3600) -> Path:
+        """A kubeconfig with the rights of a ServiceAccount."""
+        ...
+
+
 class Site:
-    """One aranya on a plane, and its devices; started by ``start``, ended by ``stop``."""
+    """One aranya on a cluster, and its devices; started by ``start``, ended by ``stop``."""
 
     def __init__(
         self,
-        plane: Plane,
+        plane: Cluster,
         name: str = "site",
         *,
         kubeconfig: Path | None = None,
@@ -173,7 +189,7 @@ class Site:
             *("--namespace", OWN_NAMESPACE, "--watch-namespace", DEVICE_NAMESPACE),
             *("--gateway", f"tcp:{self.gateway_port}:interface=127.0.0.1"),
             *("--gateway-url", f"wss://127.0.0.1:{self.gateway_port}"),
-            *("--node-address", self.plane.address),
+            *(("--node-address", self.plane.address) if self.plane.address else ()),
             *("--health", f"tcp:{self.health_port}:interface=127.0.0.1"),
             *self._options,
         ]

@@ -140,6 +140,15 @@ class Mux:
         self._resets.clear()
         self._turns.clear()
 
+    def abandon(self, reason: Reason) -> list[StreamBroken | StreamClosed]:
+        """Nobody will come back for the streams: all end; the next link starts afresh."""
+        self.detach()
+        self._peer_instance = b""
+        events: list[StreamBroken | StreamClosed] = []
+        for stream in list(self._streams.values()):
+            self._lose(stream, reason, events)
+        return events
+
     @property
     def introduced(self) -> bool:
         """True while a link is there on which the peer said Hello."""
@@ -249,7 +258,9 @@ class Mux:
             self._introduction = None
             return frames.encode([hello])
         if not self._introduced:
-            return None
+            # All but the reason why this side hangs up has to wait for the peer's Hello.
+            goodbye, self._goodbye = self._goodbye, None
+            return None if goodbye is None else frames.encode([goodbye])
         batch: list[Frame] = []
         size = self._take_control(batch)
         if not self._opens and size < limit:
@@ -319,7 +330,7 @@ class Mux:
         """What a message of the peer means; raises ``RemoteViolation`` when the link must be dropped."""
         events: list[Event] = []
         for frame in frames.decode(message):
-            if not self._introduced and not isinstance(frame, Hello):
+            if not self._introduced and not isinstance(frame, Hello | Goodbye):
                 raise RemoteViolation(f"{type(frame).__name__} before Hello")
             match frame:
                 case Data():
@@ -466,7 +477,9 @@ class Mux:
             else:
                 self._lose(stream, _FORGOTTEN, events)
 
-    def _lose(self, stream: Stream, reason: Reason, events: list[Event]) -> None:
+    def _lose(
+        self, stream: Stream, reason: Reason, events: list[Event] | list[StreamBroken | StreamClosed]
+    ) -> None:
         """The peer holds nothing of this stream: it is history there, or lost."""
         if stream.was_reset:
             pass

@@ -52,7 +52,7 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
-    subject: SubjectParts = SubjectParts()
+    subject: SubjectParts = field(default_factory=SubjectParts)
     containers: tuple[VirtualContainer, ...] = (VirtualContainer(HOST_CONTAINER),)
     forward: tuple[ForwardTarget, ...] = ()
     problems: tuple[str, ...] = ()
@@ -99,6 +99,22 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Setback:
+    """What could not be done and will not get better by trying at once.
+
+    ``again_at`` is when to try again; whoever keeps a setback sets it.
+    """
+
+    namespace_ending: bool = False
+    pod_refused: str = ""
+    endpoint_error: str = ""
+    again_at: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.namespace_ending or self.pod_refused or self.endpoint_error)
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What there is. Objects are as the API server last showed them; nobody changes them.
 
@@ -108,6 +124,7 @@ class Seen:
     device: Object | None = None
     node: Object | None = None
     pod: Object | None = None
+    secret: Object | None = field(default=None, repr=False)
     certificate: Certificate | None = None
 
     #: A certificate fresh from the signer, not yet kept; whether one was asked for; how that failed.
@@ -120,7 +137,6 @@ class Seen:
     port: int = 0
     shown: KeyPair | None = None
     told: ServedPod | None = None
-    endpoint_error: str = ""
 
     #: The UID of the Node whose Lease is being renewed.
     lease_of: str = ""
@@ -131,8 +147,9 @@ class Seen:
     last_seen: float | None = None
 
     account_exists: bool = False
-    namespace_ending: bool = False
-    pod_refused: str = ""
+
+    #: What was refused of late, and is not tried again before its time.
+    setback: Setback = field(default_factory=Setback)
 
     #: What has been taken down in this run.
     done: frozenset[Undone] = frozenset()
@@ -178,9 +195,7 @@ def wish_of(device: Object) -> Wish:
 
 def usable_labels(labels: Mapping[str, str], limit: int) -> dict[str, str]:
     """Those of a device's own labels that may be put on a Node."""
-    return {
-        key: value for key, value in sorted(labels.items())[:limit] if not _label_problem(key, value)
-    }
+    return {key: value for key, value in sorted(labels.items())[:limit] if not _label_problem(key, value)}
 
 
 def is_reserved(key: str) -> bool:

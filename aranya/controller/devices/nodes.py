@@ -177,7 +177,8 @@ def _taints(wish: Wish, old: list[dict[str, Any]], before: frozenset[str]) -> li
         name = f"{entry.get('key')}:{entry.get('effect')}"
         if name in own:
             # ``timeAdded`` is the API server's, and the order is nobody's business.
-            kept.append({**({"timeAdded": entry["timeAdded"]} if "timeAdded" in entry else {}), **own.pop(name)})
+            added = {"timeAdded": entry["timeAdded"]} if "timeAdded" in entry else {}
+            kept.append(own.pop(name) | added)
         elif name not in before:
             kept.append(entry)
     return kept + list(own.values())

@@ -49,10 +49,12 @@ def plan(wish: Wish, seen: Seen, site: Site, now: float) -> Plan:
         pass  # The finaliser comes before anything that it must undo.
     else:
         _plan_certificate(wish, seen, site, now, doing, waits)
-        _plan_endpoint(wish, seen, site, doing, waits)
+        _plan_endpoint(wish, seen, site, doing)
         _plan_node(wish, seen, site, now, doing, waits)
         _plan_pod(wish, seen, site, now, doing, waits)
         _plan_told(wish, seen, doing)
+    if seen.setback:
+        waits.append(max(seen.setback.again_at - now, 1.0))
     if not doing:
         _plan_status(wish, seen, site, now, doing, waits)
     return Plan(tuple(doing), min(waits, default=None))
@@ -103,15 +105,12 @@ def _plan_certificate(
         doing.append(steps.AskForCertificate(wish.subject, tuple(sorted(site.certificate_hosts))))
 
 
-def _plan_endpoint(
-    wish: Wish, seen: Seen, site: Site, doing: list[steps.Step], waits: list[float]
-) -> None:
+def _plan_endpoint(wish: Wish, seen: Seen, site: Site, doing: list[steps.Step]) -> None:
     if seen.certificate is None or site.node_address not in seen.certificate.hosts:
         return
     if seen.port and seen.shown == seen.certificate.pair:
         return
-    if seen.endpoint_error:
-        waits.append(CONFLICT_SECONDS)
+    if seen.setback.endpoint_error:
         return
     doing.append(steps.Serve(seen.certificate.pair, seen.port or _former_port(wish, seen)))
 
@@ -152,9 +151,9 @@ def _plan_pod(
         return
     pod = seen.pod
     if pod is None:
-        if seen.namespace_ending or seen.pod_refused:
-            waits.append(CONFLICT_SECONDS)
-        elif seen.account_exists:
+        if seen.setback.namespace_ending or seen.setback.pod_refused:
+            return
+        if seen.account_exists:
             doing.append(steps.CreatePod(pods.new_pod(wish)))
         else:
             waits.append(ACCOUNT_SECONDS)

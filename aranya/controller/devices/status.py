@@ -56,15 +56,15 @@ def conflict_of(wish: Wish, seen: Seen) -> Condition:
     if seen.pod is not None and not pods.is_ours(seen.pod, wish.key):
         text = f"a Pod {wish.key} exists and was not made for this EdgeDevice; it is left alone"
         return Condition(CONFLICT, True, "PodNotOurs", text)
-    if seen.endpoint_error:
-        return Condition(CONFLICT, True, "EndpointFailed", seen.endpoint_error)
-    if seen.pod_refused:
-        return Condition(CONFLICT, True, "PodRefused", seen.pod_refused)
+    if seen.setback.endpoint_error:
+        return Condition(CONFLICT, True, "EndpointFailed", seen.setback.endpoint_error)
+    if seen.setback.pod_refused:
+        return Condition(CONFLICT, True, "PodRefused", seen.setback.pod_refused)
     if wish.problems:
         more = len(wish.problems) - _MOST_PROBLEMS
         text = "; ".join(wish.problems[:_MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
         return Condition(CONFLICT, True, "InvalidSpec", text)
-    return Condition(CONFLICT, False, "NoConflict")
+    return Condition(CONFLICT, False, "NoConflict", "nothing is in the way")
 
 
 def status_patch(wish: Wish, seen: Seen, site: Site, now: float) -> Object | None:
@@ -74,11 +74,13 @@ def status_patch(wish: Wish, seen: Seen, site: Site, now: float) -> Object | Non
     wished: dict[str, Any] = {
         "conditions": laid_over(old.get("conditions"), _conditions(wish, seen, online), now),
         "hostNode": site.host_node,
-        "agent": _agent(seen, _mapping(old.get("agent")), site, now, online),
+        "agent": _agent(seen, _mapping(old.get("agent"))),
     }
     if seen.port:
         wished["kubeletPort"] = seen.port
     changes = {field: value for field, value in wished.items() if not says(old.get(field), value)}
+    if _is_last_seen_due(seen, _mapping(old.get("agent")), site, online, bool(changes)):
+        changes["agent"] = {**wished["agent"], "lastSeen": timestamp(seen.last_seen or now)}
     if not changes:
         return None
     metadata = wish.source.get("metadata", {})
@@ -128,7 +130,8 @@ def _conditions(wish: Wish, seen: Seen, online: bool) -> Iterable[Condition]:
 
 def _connected(wish: Wish, seen: Seen, online: bool) -> Condition:
     if wish.banned:
-        return Condition(CONNECTED, False, "Banned", "the device is banned; kubectl aranya unban lets it back")
+        text = "the device is banned; kubectl aranya unban lets it back"
+        return Condition(CONNECTED, False, "Banned", text)
     if online:
         return Condition(CONNECTED, True, "DeviceConnected", "the device is connected")
     if seen.last_seen is None and not _mapping(wish.status.get("agent")).get("lastSeen"):
@@ -158,7 +161,7 @@ def _certificate_ready(seen: Seen) -> Condition:
     return Condition(CERTIFICATE_READY, False, "Pending", "the serving certificate has been asked for")
 
 
-def _agent(seen: Seen, old: Mapping[str, Any], site: Site, now: float, online: bool) -> dict[str, Any]:
+def _agent(seen: Seen, old: Mapping[str, Any]) -> dict[str, Any]:
     agent = {field: str(old.get(field) or "") for field in ("version", "os", "arch", "address", "lastSeen")}
     if seen.connected is not None:
         facts = seen.connected.facts
@@ -169,12 +172,16 @@ def _agent(seen: Seen, old: Mapping[str, Any], site: Site, now: float, online: b
             "address": seen.connected.address,
         }
         agent |= {field: nodes.printable(text) for field, text in told.items()}
-    written = moment(agent["lastSeen"])
-    # While it is here a write now and then will do; the last moment of a device that left is exact.
-    stale = site.last_seen_every if online else 1.0
-    if seen.last_seen is not None and (written is None or seen.last_seen - written >= stale):
-        agent["lastSeen"] = timestamp(seen.last_seen)
-    return agent
+    return {field: text for field, text in agent.items() if text}
+
+
+def _is_last_seen_due(seen: Seen, old: Mapping[str, Any], site: Site, online: bool, writing: bool) -> bool:
+    """Now and then while the device is here, along with any other write, and once when it has left."""
+    if seen.last_seen is None:
+        return False
+    written = moment(old.get("lastSeen"))
+    every = site.last_seen_every if online and not writing else 1.0
+    return written is None or seen.last_seen - written >= every
 
 
 def _condition(conditions: object, kind: str) -> Mapping[str, Any]:

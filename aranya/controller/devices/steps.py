@@ -7,9 +7,9 @@ controller, which looks anew.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from aranya.certs.authority import tls_secret
 from aranya.certs.issuer import SubjectParts
@@ -53,7 +53,9 @@ class Joins(Protocol):
 class Journal(Protocol):
     """Where Events about an EdgeDevice go."""
 
-    def tell(self, device: Object, occasion: Occasion) -> None: ...
+    def record(
+        self, about: Mapping[str, Any], reason: str, message: str, *, warning: bool = False
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,10 @@ class RemoveFinalizer:
 
     async def run(self, means: Means, subject: Subject, seen: Seen) -> Seen:
         try:
-            return replace(seen, device=await _patch_finalizers(means, subject, add=False))
+            device = await _patch_finalizers(means, subject, add=False)
         except NotFound:
             return replace(seen, device=None)
+        return replace(seen, device=device if device["metadata"].get("finalizers") else None)
 
 
 async def _patch_finalizers(means: Means, subject: Subject, add: bool) -> Object:
@@ -133,7 +136,7 @@ class PatchStatus:
         key = subject.key
         device = await means.kube.patch(EDGEDEVICES, key.namespace, key.name, self.patch, sub="status")
         for occasion in self.occasions:
-            means.journal.tell(device, occasion)
+            means.journal.record(device, occasion.reason, occasion.message, warning=occasion.warning)
         return replace(seen, device=device)
 
 
@@ -194,12 +197,14 @@ class StoreCertificate:
             LABEL_NAMESPACE: subject.key.namespace,
         }
         try:
-            await means.kube.create(SECRETS, means.namespace, body)
+            secret = await means.kube.create(SECRETS, means.namespace, body)
         except AlreadyExists:
             # Nobody else has a say in this Secret: the newest certificate wins.
-            await means.kube.patch(SECRETS, means.namespace, name, body)
+            secret = await means.kube.patch(SECRETS, means.namespace, name, body)
         means.issuing.forget(subject.key)
-        return replace(seen, certificate=self.certificate, issued=None, issuing=False, issue_error="")
+        return replace(
+            seen, secret=secret, certificate=self.certificate, issued=None, issuing=False, issue_error=""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +217,7 @@ class DeleteSecret:
             await means.kube.delete(SECRETS, means.namespace, certificate_secret_name(subject.key.name))
         except NotFound:
             pass
-        return replace(_done(seen, Undone.SECRET), certificate=None, issued=None, issuing=False)
+        return replace(_done(seen, Undone.SECRET), secret=None, certificate=None, issued=None, issuing=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +237,9 @@ class Serve:
                     raise
                 port = await serve(subject.key, self.pair.chain, self.pair.private_key, 0)
         except OSError as error:
-            return replace(seen, endpoint_error=f"the kubelet endpoint cannot listen: {error}")
-        return replace(seen, port=port, shown=self.pair, endpoint_error="")
+            text = f"the kubelet endpoint cannot listen: {error}"
+            return replace(seen, setback=replace(seen.setback, endpoint_error=text))
+        return replace(seen, port=port, shown=self.pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,15 +338,17 @@ class CreatePod:
     async def run(self, means: Means, subject: Subject, seen: Seen) -> Seen:
         namespace = subject.key.namespace
         try:
-            return replace(seen, pod=await means.kube.create(PODS, namespace, self.pod), pod_refused="")
+            return replace(seen, pod=await means.kube.create(PODS, namespace, self.pod))
         except AlreadyExists:
             return replace(seen, pod=await means.kube.get(PODS, namespace, subject.key.name))
         except Forbidden as error:
             if error.is_terminating:
-                return replace(seen, namespace_ending=True)
-            return replace(seen, pod_refused=f"the virtual pod was refused: {error}")
+                return replace(seen, setback=replace(seen.setback, namespace_ending=True))
+            refusal = str(error)
         except Invalid as error:
-            return replace(seen, pod_refused=f"the virtual pod was refused: {error}")
+            refusal = str(error)
+        text = f"the virtual pod was refused: {refusal}"
+        return replace(seen, setback=replace(seen.setback, pod_refused=text))
 
 
 @dataclass(frozen=True, slots=True)

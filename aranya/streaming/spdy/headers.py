@@ -15,26 +15,18 @@ import struct
 import zlib
 from typing import Final
 
-#: The words of the dictionary, each preceded by its length as 32 bits.
-_WORDS: Final = (
-    *"""options head post put delete trace accept accept-charset accept-encoding accept-language
-    accept-ranges age allow authorization cache-control connection content-base content-encoding
-    content-language content-length content-location content-md5 content-range content-type date
-    etag expect expires from host if-match if-modified-since if-none-match if-range
-    if-unmodified-since last-modified location max-forwards pragma proxy-authenticate
-    proxy-authorization range referer retry-after server te trailer transfer-encoding upgrade
-    user-agent vary via warning www-authenticate method get status""".split(),
-    "200 OK",
-    "version",
-    "HTTP/1.1",
-    "url",
-    "public",
-    "set-cookie",
-    "keep-alive",
-    "origin",
-)
+_WORDS: Final = """
+options head post put delete trace accept accept-charset accept-encoding accept-language
+accept-ranges age allow authorization cache-control connection content-base content-encoding
+content-language content-length content-location content-md5 content-range content-type date
+etag expect expires from host if-match if-modified-since if-none-match if-range
+if-unmodified-since last-modified location max-forwards pragma proxy-authenticate
+proxy-authorization range referer retry-after server te trailer transfer-encoding upgrade
+user-agent vary via warning www-authenticate method get status 200_OK version HTTP/1.1 url public
+set-cookie keep-alive origin
+"""
 
-#: What follows the words, without lengths.
+#: What follows the words.
 _TAIL: Final = (
     "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505"
     "203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request"
@@ -46,9 +38,10 @@ _TAIL: Final = (
     "charset=utf-8charset=iso-8859-1,utf-,*,enq=0."
 )
 
-DICTIONARY: Final = (
-    b"".join(struct.pack(">I", len(word)) + word.encode("ascii") for word in _WORDS) + _TAIL.encode("ascii")
-)
+#: Each word is preceded by its length in 32 bits, the tail is not.
+DICTIONARY: Final = b"".join(
+    struct.pack(">I", len(word)) + word.replace("_", " ").encode() for word in _WORDS.split()
+) + _TAIL.encode("ascii")
 
 #: What one block may inflate to, and how many pairs it may hold. Kubernetes needs three short ones.
 INFLATED_LIMIT: Final = 32 * 1024

@@ -128,7 +128,9 @@ class EndTests(ExecutionTestCase):
 
     @given(
         st.lists(
-            st.sampled_from(["out", "err", "result", "finished", "reset", "closed", "gone", "abort", "stdin"]),
+            st.sampled_from(
+                ["out", "err", "result", "finished", "reset", "closed", "gone", "abort", "stdin"]
+            ),
             max_size=8,
         )
     )

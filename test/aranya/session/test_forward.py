@@ -14,9 +14,7 @@ from tether.link.interfaces import Lane
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import Failed, Forward
 
-POD = ServedPod(
-    DeviceKey("edge", "dev"), "uid-1", (), forward=(ForwardTarget(5020, "192.168.7.50", 502),)
-)
+POD = ServedPod(DeviceKey("edge", "dev"), "uid-1", (), forward=(ForwardTarget(5020, "192.168.7.50", 502),))
 ERROR = "error forwarding port {} to pod edge/dev, uid uid-1: "
 
 

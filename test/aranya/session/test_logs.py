@@ -23,9 +23,7 @@ class LogStreamTests(SynchronousTestCase):
         self.output = RecordingLog()
         self.clock = Clock()
         self.ended: list[LogStream] = []
-        self.stream = LogStream(
-            self.device, Logs(follow=follow), self.output, self.clock, self.ended.append
-        )
+        self.stream = LogStream(self.device, Logs(follow=follow), self.output, self.clock, self.ended.append)
 
     def test_whole_log(self) -> None:
         """A log that ends is a success, also when it is empty."""

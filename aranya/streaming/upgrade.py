@@ -1,0 +1,171 @@
+"""The HTTP side of a kubelet endpoint, and how a connection leaves HTTP.
+
+``twisted.web`` parses the request; an accepted upgrade then takes the transport
+over *once and for good*. Three things are easily forgotten, and done here: what
+the parser had read beyond the request belongs to the new language; reading was
+perhaps paused while the request ran and must go on; no HTTP timeout may fire later.
+
+A command line travels in the URL, so the head of a request may be as long as the
+real kubelet lets it be. Bodies mean nothing to a kubelet and are kept short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+HEAD_LIMIT: Final = 1024 * 1024
+BODY_LIMIT: Final = 1024 * 1024
+IDLE_SECONDS: Final = 90
+
+
+class KubeletChannel(HTTPChannel):
+    """HTTP/1.1 with a large head, which can hand its transport to another protocol."""
+
+    MAX_LENGTH = HEAD_LIMIT
+    totalHeadersSize = HEAD_LIMIT
+    maxHeaders = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._successor: IProtocol | None = None
+        self._scraps: list[bytes] = []
+        self._scraps_size = 0
+        self._body_size = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        """Feed whoever has the connection now."""
+        if self._successor is not None:
+            self._successor.dataReceived(data)
+            return
+        if self.line_mode and b"\n" not in data and self._scraps_size < HEAD_LIMIT:
+            # No line ends here. The parser would copy all it holds for each of these scraps.
+            self._scraps.append(data)
+            self._scraps_size += len(data)
+            return
+        if self._scraps:
+            data = b"".join((*self._scraps, data))
+            self._scraps.clear()
+            self._scraps_size = 0
+        super().dataReceived(data)
+
+    def resetTimeout(self) -> None:
+        """Bytes of a head do not buy time: a whole head must come within the idle time."""
+        if not self._scraps_size and not self._receivedHeaderSize:
+            super().resetTimeout()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take the rest of what was read after a hand-over, or a body."""
+        if self._successor is not None:
+            self._successor.dataReceived(data)
+            return
+        if not self._handlingRequest:
+            self._body_size += len(data)
+            if self._body_size > BODY_LIMIT:
+                self._refuse_and_disconnect(b"413 Request Entity Too Large")
+                return
+        super().rawDataReceived(data)
+
+    def allContentReceived(self) -> None:
+        """The request is whole."""
+        self._body_size = 0
+        super().allContentReceived()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """The head is longer than any command line may be."""
+        self._refuse_and_disconnect(b"431 Request Header Fields Too Large")
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # twisted gives a default
+        """Tell whoever has the connection now."""
+        if self._successor is not None:
+            self._successor.connectionLost(reason)
+            return
+        super().connectionLost(reason)
+
+    def hand_over(self, request: Request, head: bytes, successor: IProtocol) -> None:
+        """Write ``head`` as the response and let ``successor`` have the transport."""
+        assert self._successor is None and self.requests and self.requests[0] is request
+        transport: Any = self.transport
+        self.setTimeout(None)
+        self.requests.clear()
+        request.content.close()
+        notifications, request.notifications = request.notifications, []
+        for told in notifications:
+            told.callback(None)
+        rest = b"".join(self._dataBuffer)
+        self._dataBuffer.clear()
+        reading: Any = self._networkProducer
+        reading.unregisterProducer()
+        reading.resumeProducing()
+        transport.write(head)
+        self._successor = successor
+        successor.makeConnection(transport)
+        if rest:
+            successor.dataReceived(rest)
+
+    def _refuse_and_disconnect(self, status: bytes) -> None:
+        transport: Any = self.transport
+        transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        self.loseConnection()
+
+
+class KubeletSite(Site):
+    """A resource tree behind ``KubeletChannel``: HTTP/1.1 only, no access log."""
+
+    # Twisted declares the type of its own hybrid channel.
+    protocol = KubeletChannel  # type: ignore[assignment]
+
+    def __init__(self, resource: IResource, clock: IReactorTime) -> None:
+        super().__init__(resource, timeout=IDLE_SECONDS, reactor=clock, parsePOSTFormSubmission=False)
+
+    def startFactory(self) -> None:
+        """Nothing: the clock of Twisted's access log ticks each second for every port."""
+
+    def stopFactory(self) -> None:
+        """Nothing, as nothing was started."""
+
+    def log(self, request: Request) -> None:
+        """No access log."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What ALPN may choose; a connection of HTTP/2 could not be taken over."""
+        return [b"http/1.1"]
+
+    def buildProtocol(self, addr: IAddress | None) -> KubeletChannel:  # type: ignore[override]  # as above
+        """A channel for a new connection."""
+        channel: KubeletChannel = super().buildProtocol(addr)
+        return channel
+
+
+def take_over(request: Request, head: bytes, successor: IProtocol) -> bool:
+    """Answer with ``head`` and give the connection to ``successor``; false if the client is gone."""
+    channel = request.channel
+    if channel is None:
+        return False
+    if not isinstance(channel, KubeletChannel):
+        raise TypeError("only a KubeletChannel can hand over its connection")
+    channel.hand_over(request, head, successor)
+    return True
+
+
+def refuse(request: Request, code: int, text: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with a plain text and close: no one waits for the rest of an error."""
+    channel = request.channel
+    if channel is None:
+        return
+    body = text.encode()
+    channel.persistent = False
+    request.setResponseCode(code)
+    request.setHeader(b"content-type", b"text/plain; charset=utf-8")
+    request.setHeader(b"content-length", str(len(body)).encode())
+    request.setHeader(b"connection", b"close")
+    for name, value in headers:
+        request.responseHeaders.addRawHeader(name, value)
+    request.write(body)
+    request.finish()

@@ -1,0 +1,317 @@
+"""Keep one link up: dial, stay, notice the end, wait a little, dial again, for ever.
+
+The law of waiting
+    Each round tries every URL in order. After a round that led to nothing the next one
+    waits a random time up to a bound that doubles from half a second to thirty; a link
+    that lived for a while sets the bound back. The whole range is random ("full
+    jitter"), for when a controller restarts every device has lost its link in
+    the same moment. Who was refused, or was told not to come back, asks again
+    after a minute or two: a ban may be lifted, and nobody restarts an agent for that.
+
+The certificate is renewed over the link at two thirds of its life and used from the
+next connection on. What the controller tells about URLs and authorities is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from random import Random
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+
+from arhat.gateway import GatewayTrust, NetworkReactor, gateway_endpoint, host_and_port
+from arhat.identity import Identity, State, StateError, fits, signing_request, valid_bundle
+from tether.errors import LinkLost, StreamReset
+from tether.join import SYSTEM_TRUST, printable, valid_url
+from tether.link.call import ask
+from tether.link.interfaces import Acceptor, Link
+from tether.link.link import PeerIntroduction, Tether
+from tether.link.tasks import spawn
+from tether.link.transport import MessageReceiver, MessageTransport
+from tether.link.websocket import TETHER, ClientFactory
+from tether.verbs.requests import Failed, Issued, Renew, Settings
+from tether.wire.mux import Role
+
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+#: Who was refused comes again after this long, and up to twice as long.
+REFUSED_WAIT = 60.0
+#: A link that lived so long was a good one.
+GOOD_LIFE = 20.0
+#: Seconds for one URL until TCP stands (a name may have many addresses).
+CONNECT_PATIENCE = 30.0
+GOODBYE_PATIENCE = 2.0
+RENEWAL_LOOK = 3600.0
+RENEWAL_PATIENCE = 60.0
+
+_REFUSED = "the gateway refused"
+
+
+class Dial(Service):
+    """Keeps the link of one identity up while it runs.
+
+    ``introduce`` is asked before each connection, for facts change; its ``instance``
+    must stay the same. ``acceptor`` gets the streams that the controller opens.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: NetworkReactor,
+        state: State,
+        identity: Identity,
+        acceptor: Acceptor,
+        introduce: Callable[[], PeerIntroduction],
+        environment: Mapping[str, str],
+        *,
+        grace: float = 0.0,
+        random: Random | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._state = state
+        self._identity = identity
+        self._introduce = introduce
+        self._environment = environment
+        self._random = random or Random()
+        introduction = introduce()
+        self._software = introduction.software
+        self._tether = Tether(Role.AGENT, reactor, introduction, acceptor, self, grace=grace)
+        self._up_since: float | None = None
+        self._farewell: tuple[str, bool] | None = None
+        self._present: _Connection | None = None
+        self._url = ""
+        self._trouble = ""
+        self._keeping: Deferred[None] | None = None
+        self._renewing: Deferred[None] | None = None
+        self._renewals = LoopingCall(self._look_at_certificate)
+        self._renewals.clock = reactor
+
+    @property
+    def identity(self) -> Identity:
+        """Who this device is, with the newest certificate."""
+        return self._identity
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a link now."""
+        return self._up_since is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no link, in one line; empty while there is one."""
+        return self._trouble
+
+    # ---- Service
+
+    def startService(self) -> None:
+        """Begin to dial."""
+        super().startService()
+        self._keeping = spawn(self._keep_up(), self._log, "the agent cannot dial any more")
+        started = self._renewals.start(RENEWAL_LOOK, now=False)
+        started.addErrback(lambda failure: self._log.failure("the watch over the certificate ended", failure))
+
+    def stopService(self) -> Deferred[None]:
+        """Say goodbye and dial no more."""
+        super().stopService()
+        if self._renewals.running:
+            self._renewals.stop()
+        if self._renewing is not None:
+            self._renewing.cancel()
+        return spawn(self._stop(), self._log, "the agent did not stop in order")
+
+    async def _stop(self) -> None:
+        self._tether.close("the agent stops")
+        if self._present is not None and self._present.connection is not None:
+            # The goodbye needs a moment to get out.
+            try:
+                await self._present.gone.addTimeout(GOODBYE_PATIENCE, self._reactor)
+            except (TimeoutError, CancelledError):
+                self._present.abort()
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+    # ---- the loop
+
+    async def _keep_up(self) -> None:
+        failures = 0
+        while self.running:
+            for url in self._identity.urls:
+                outcome = await self._attempt(url)
+                if outcome.life:
+                    # It worked; after it ended the first URL is the best again.
+                    break
+            failures = 0 if outcome.life >= GOOD_LIFE else failures + 1
+            wait = self._wait(failures, outcome.refused)
+            self._say(outcome.trouble, wait)
+            await deferLater(self._reactor, wait, lambda: None)
+
+    def _wait(self, failures: int, refused: bool) -> float:
+        if refused:
+            return REFUSED_WAIT * (1 + self._random.random())
+        bound = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(failures, 10))
+        return self._random.uniform(0, bound)
+
+    async def _attempt(self, url: str) -> _Outcome:
+        """One connection from dialling to its end."""
+        identity, now = self._identity, self._now()
+        self._url, self._up_since, self._farewell = url, None, None
+        trust: GatewayTrust | None = None
+        present = self._present = _Connection(self._tether.receiver())
+        try:
+            self._tether.introduce_as(self._introduce())
+            host = host_and_port(url)[0]
+            trust = GatewayTrust(host, identity.ca_bundle, self._now, identity.certificate, identity.key)
+            endpoint = gateway_endpoint(self._reactor, url, trust, self._environment)
+            factory = ClientFactory(url, TETHER, lambda: present, self._reactor, self._software)
+            connecting = endpoint.connect(factory)
+            await connecting.addTimeout(CONNECT_PATIENCE, self._reactor)
+            reason = await present.over
+        except TimeoutError:
+            reason = f"no connection within {CONNECT_PATIENCE:.0f} s"
+        except CancelledError:
+            present.abort()
+            if not self.running:
+                raise
+            reason = "the attempt was given up"
+        except Exception as error:
+            # Of the many ways in which a network fails none is a bug.
+            reason = printable(str(error)) or type(error).__name__
+        return self._outcome(url, reason, trust, identity.trouble(now))
+
+    def _outcome(
+        self, url: str, reason: str, trust: GatewayTrust | None, certificate_trouble: str
+    ) -> _Outcome:
+        refused = reason.startswith(_REFUSED)
+        if self._farewell is not None:
+            # The link knows better why it ended than the socket beneath it.
+            reason, retry = self._farewell
+            refused = refused or not retry
+        elif trust is not None and trust.doubt:
+            reason = trust.doubt
+        reason = printable(reason)
+        if self._up_since is not None:
+            life = max(self._reactor.seconds() - self._up_since, 0.001)
+            self._up_since = None
+            return _Outcome(life, refused, f"lost the connection to {url}: {reason}")
+        if certificate_trouble:
+            reason += f" ({certificate_trouble})"
+        return _Outcome(0.0, refused, f"no connection to {url}: {reason}")
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._reactor.seconds(), UTC)
+
+    def _say(self, trouble: str, wait: float) -> None:
+        # One line for each change of state; a device may be off the net for weeks.
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._log.warn("{reason}; next try in {wait:.1f} s", reason=trouble, wait=wait)
+
+    # ---- Watcher
+
+    def link_up(self, link: Link, resumed: bool) -> None:
+        """The controller said Hello."""
+        self._up_since = self._reactor.seconds()
+        self._trouble = ""
+        settings = link.peer.settings
+        name = f"{self._identity.namespace}/{self._identity.name}"
+        self._log.info("connected to {url} as {device}", url=self._url, device=name)
+        if settings is not None:
+            self._take(settings)
+        self._look_at_certificate()
+
+    def link_down(self, link: Link, reason: str, retry: bool) -> None:
+        """The link is gone; the attempt it ran on hears of its connection's end, too."""
+        self._farewell = (reason, retry)
+
+    def _take(self, settings: Settings) -> None:
+        urls = tuple(url for url in settings.urls if valid_url(url)) or self._identity.urls
+        bundle = settings.ca_bundle
+        if bundle != SYSTEM_TRUST and not valid_bundle(bundle):
+            bundle = self._identity.ca_bundle
+        self._keep(replace(self._identity, urls=urls, ca_bundle=bundle))
+
+    def _keep(self, identity: Identity) -> None:
+        if identity == self._identity:
+            return
+        # Used even if it cannot be kept: until the next start that is as good.
+        self._identity = identity
+        try:
+            self._state.save(identity)
+        except StateError as error:
+            self._log.error("{reason}", reason=str(error))
+
+    # ---- renewal
+
+    def _look_at_certificate(self) -> None:
+        if self.is_up and self._renewing is None and self._now() >= self._identity.renewal_time():
+            self._renewing = spawn(self._renew(), self._log, "cannot renew this device's certificate")
+
+    async def _renew(self) -> None:
+        try:
+            key = self._state.next_key()
+            request = Renew(signing_request(key, self._identity.name))
+            answer = await ask(self._tether, request, self._reactor, RENEWAL_PATIENCE)
+            if isinstance(answer, Issued) and fits(answer.certificate, key):
+                self._keep(replace(self._identity, certificate=answer.certificate, key=key))
+                until = self._identity.leaf().not_valid_after_utc
+                self._log.info("certificate renewed, valid until {until}", until=f"{until:%Y-%m-%d}")
+                return
+            told = answer.message if isinstance(answer, Failed) else "the answer is not a certificate"
+            self._log.warn("the certificate was not renewed: {reason}", reason=printable(told))
+        except (StreamReset, LinkLost, StateError) as error:
+            self._log.warn("the certificate was not renewed: {reason}", reason=printable(str(error)))
+        finally:
+            self._renewing = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How one attempt went: seconds that the link lived, whether we were sent away, and why it is over."""
+
+    life: float
+    refused: bool
+    trouble: str
+
+
+class _Connection:
+    """Hears one connection for the tether, and tells the loop when it is over."""
+
+    def __init__(self, receiver: MessageReceiver) -> None:
+        self._receiver = receiver
+        self.connection: MessageTransport | None = None
+        self.over: Deferred[str] = Deferred()
+        self.gone: Deferred[None] = Deferred()
+
+    # ---- MessageReceiver
+
+    def connected(self, transport: MessageTransport) -> None:
+        """The gateway let us in."""
+        self.connection = transport
+        self._receiver.connected(transport)
+
+    def message_received(self, message: bytes) -> None:
+        """Passed on."""
+        self._receiver.message_received(message)
+
+    def connection_lost(self, reason: str) -> None:
+        """The connection is over; without ``connected`` we were not let in."""
+        if self.connection is not None:
+            self.connection = None
+            self._receiver.connection_lost(reason)
+        if not self.gone.called:
+            self.gone.callback(None)
+        if not self.over.called:
+            self.over.callback(reason)
+
+    # ---- the loop's
+
+    def abort(self) -> None:
+        """Nobody waits any more."""
+        if self.connection is not None:
+            self.connection.abort()

@@ -1,0 +1,248 @@
+"""Who this device is: one folder with its key, certificate, the authority it trusts, and where to dial.
+
+The key is made here and never leaves. Everything that must fit together stands in
+one file, replaced by rename, so that a power cut leaves either the old identity or
+the new one. A key for which a certificate was asked but not yet received is kept
+apart: asking again with the same key is allowed, with another it is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+_IDENTITY = "identity.json"
+_NEXT_KEY = "next-key.pem"
+_LOCK = "lock"
+
+
+class StateError(Exception):
+    """The state folder cannot be used; one line of why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A device that has joined. ``certificate`` is a PEM chain, ``key`` a PEM key."""
+
+    namespace: str
+    name: str
+    urls: tuple[str, ...]
+    ca_bundle: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+    def leaf(self) -> x509.Certificate:
+        """The device's own certificate."""
+        return x509.load_pem_x509_certificates(self.certificate)[0]
+
+    def renewal_time(self) -> datetime:
+        """When two thirds of the certificate's life are over."""
+        leaf = self.leaf()
+        start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        return start + (end - start) * 2 / 3
+
+    def trouble(self, now: datetime) -> str:
+        """Why the certificate cannot work at this moment; empty if it can."""
+        leaf = self.leaf()
+        local = f"{now.astimezone():%Y-%m-%d %H:%M %Z}"
+        if now < leaf.not_valid_before_utc:
+            return (
+                f"this device's certificate is valid only from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} "
+                f"UTC, but the clock here says {local}; set the clock"
+            )
+        if now >= leaf.not_valid_after_utc:
+            return (
+                f"this device's certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC "
+                f"(the clock here says {local}); join again with a new token and a fresh --state"
+            )
+        return ""
+
+
+class State:
+    """The state folder: private to its owner, written atomically. Blocks for a moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    def prepare(self) -> None:
+        """Make the folder, private, and hold it against a second process; raises ``StateError``."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(self._folder, 0o700)
+            held = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(held)
+            raise StateError(f"another arhat uses the state folder {self._folder}; stop it first") from None
+        self._held = held
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def load(self) -> Identity | None:
+        """The identity, ``None`` before the first join; raises ``StateError``."""
+        file = self._folder / _IDENTITY
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(f"cannot read {file}: {error.strerror}") from None
+        try:
+            content = json.loads(text)
+            identity = Identity(
+                namespace=str(content["namespace"]),
+                name=str(content["name"]),
+                urls=tuple(str(url) for url in content["urls"]),
+                ca_bundle=str(content["ca_bundle"]).encode("ascii"),
+                certificate=str(content["certificate"]).encode("ascii"),
+                key=str(content["key"]).encode("ascii"),
+            )
+            if not identity.urls or not fits(identity.certificate, identity.key):
+                raise ValueError("the parts do not make an identity")
+        except (KeyError, TypeError, ValueError):
+            raise StateError(
+                f"{file} is damaged; remove it and join again with a new token from kubectl aranya join"
+            ) from None
+        return identity
+
+    def save(self, identity: Identity) -> None:
+        """Keep this identity; the key it was made with waits no longer. Raises ``StateError``."""
+        content = {
+            name: value.decode("ascii") if isinstance(value, bytes) else value
+            for name, value in asdict(identity).items()
+        }
+        self._write(_IDENTITY, json.dumps(content, indent=1).encode("utf-8"))
+        pending = self._read_next_key()
+        if pending is not None and pending == identity.key:
+            (self._folder / _NEXT_KEY).unlink(missing_ok=True)
+
+    def next_key(self) -> bytes:
+        """The key (PEM) to ask a certificate for: the one that waits, else a fresh one."""
+        pending = self._read_next_key()
+        if pending is not None:
+            return pending
+        fresh = new_key()
+        self._write(_NEXT_KEY, fresh)
+        return fresh
+
+    def _read_next_key(self) -> bytes | None:
+        try:
+            pending = (self._folder / _NEXT_KEY).read_bytes()
+        except OSError:
+            return None
+        return pending if _parse_key(pending) is not None else None
+
+    def _write(self, name: str, content: bytes) -> None:
+        target = self._folder / name
+        fresh = self._folder / f".{name}.new"
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, target)
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> StateError:
+        return StateError(
+            f"cannot write the state folder {self._folder}: {error.strerror}; "
+            "run as its owner or give --state"
+        )
+
+
+def new_key() -> bytes:
+    """A fresh ECDSA P-256 key as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def signing_request(key: bytes, name: str) -> bytes:
+    """A request (PEM) for a certificate of ``key``; the name is for people, the controller ignores it."""
+    parsed = _parse_key(key)
+    if parsed is None:
+        raise ValueError("not an ECDSA key")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return builder.sign(parsed, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def fits(certificate: bytes, key: bytes) -> bool:
+    """Whether a certificate (PEM chain) is for this key (PEM)."""
+    parsed = _parse_key(key)
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate)[0]
+        of_certificate = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    if parsed is None:
+        return False
+    of_key = parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return of_certificate == of_key
+
+
+def valid_bundle(bundle: bytes) -> bool:
+    """Whether these bytes are PEM certificates, one or more."""
+    try:
+        return bool(x509.load_pem_x509_certificates(bundle))
+    except ValueError:
+        return False
+
+
+def _parse_key(key: bytes) -> ec.EllipticCurvePrivateKey | None:
+    try:
+        parsed = load_pem_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return parsed if isinstance(parsed, ec.EllipticCurvePrivateKey) else None
+
+
+def without_join(arguments: Sequence[str]) -> list[str]:
+    """A command line without ``--join``, so that the token does not stay in the list of processes."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--join":
+            skip = True
+        elif not argument.startswith("--join="):
+            kept.append(argument)
+    return kept

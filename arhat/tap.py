@@ -1,0 +1,79 @@
+"""``twistd arhat``: the options, and the only import of the reactor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from arhat.config import Config, ConfigError
+from arhat.executor.environment import Account
+from arhat.identity import without_join
+from arhat.service import Start, build
+from tether.daemon import Daemon, DaemonReactor, refuse
+
+
+class Options(usage.Options):
+    """The command line."""
+
+    synopsis = "[options]"
+    longdesc = "The agent: dials out to aranya and lets kubectl reach this device."
+    optParameters = [
+        ["join", None, None, "first start: the token of kubectl aranya join, or @FILE that holds it"],
+        ["state", None, None, "folder for key and certificate [/var/lib/arhat, or ~/.local/state/arhat]"],
+        ["config", None, None, "YAML file: what this device allows [everything]"],
+        ["log-format", None, "text", "text or json"],
+    ]
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Parse; a wrong option is one line and exit code 1, not a page of help."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as why:
+            refuse("arhat", f"{why}; see twistd arhat --help")
+
+    def parseArgs(self, *rest: str) -> None:
+        """There are no arguments."""
+        if rest:
+            raise usage.UsageError(f"unexpected argument {rest[0]!r}")
+
+    def postOptions(self) -> None:
+        """Check what depends on nothing else."""
+        if self["log-format"] not in ("text", "json"):
+            raise usage.UsageError(f"--log-format: expected text or json, not {self['log-format']!r}")
+
+
+def default_state() -> Path:
+    """Where an agent keeps its identity: the system's place for root, else the user's."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/arhat")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "arhat"
+
+
+def makeService(options: Options) -> IService:
+    """Check what can be checked before the reactor runs, then hand over to the service."""
+    from twisted.internet import reactor
+
+    try:
+        config = Config.read(Path(options["config"]) if options["config"] else None)
+        account = Account.of(config)
+    except ConfigError as why:
+        refuse("arhat", str(why))
+    # Absolute: a daemon leaves the folder it was started in.
+    state = Path(options["state"]).absolute() if options["state"] else default_state()
+    start = Start(config, account, state, options["join"] or "")
+
+    def again() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *without_join(sys.argv)])
+
+    async def run(daemon: Daemon) -> IService:
+        return await build(start, os.environ, reactor, again)
+
+    json_log = sys.stdout if options["log-format"] == "json" else None
+    return cast(IService, Daemon("arhat", cast(DaemonReactor, reactor), run, json_log))

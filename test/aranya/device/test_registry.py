@@ -1,0 +1,254 @@
+"""Tests of ``aranya.device.registry``, ``aranya.device.device`` and ``aranya.device.facts``."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from aranya.device.device import LinkedDevice
+from aranya.device.facts import allowed_labels, reaches, sanitised
+from aranya.device.registry import PROOF_OF_LIFE, Cloned, Registry
+from aranya.names import DeviceIdentity, DeviceKey
+from tether.errors import Reason, ResetCode
+from tether.link.interfaces import Receiver
+from tether.link.link import PeerIntroduction
+from tether.link.memory import MemoryPair, Watch, joined
+from tether.verbs.requests import AskFacts, DeviceFacts, ForwardRule, Request
+
+KEY = DeviceKey("edge", "pump")
+LOOPBACK = (ForwardRule("127.0.0.0/8", 1, 65535), ForwardRule("::1/128", 1, 65535))
+
+
+class Refusing:
+    """An agent that refuses whatever is asked, which is a sign of life."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def stream_opened(self, request: Request, channel: object) -> Receiver:
+        """Refuse."""
+        self.asked.append(request)
+        channel.reset(Reason(ResetCode.UNSUPPORTED, "no"))  # type: ignore[attr-defined]
+        return Deaf()
+
+
+class Deaf:
+    """A receiver that does nothing."""
+
+    def data_received(self, lane: object, data: bytes) -> None:
+        """Nothing."""
+
+    def finished(self) -> None:
+        """Nothing."""
+
+    def reset(self, reason: Reason) -> None:
+        """Nothing."""
+
+    def closed(self) -> None:
+        """Nothing."""
+
+
+class RegistryTests(SynchronousTestCase):
+    """Who is here, and who yields."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clones: list[str] = []
+        self.heard: list[DeviceKey] = []
+        self.registry = Registry(self.clock, lambda key, line: self.clones.append(line))
+        self.registry.subscribe(self.heard.append)
+
+    def device(
+        self, instance: bytes = b"a" * 16, boot: str = "boot", key_hash: str = "k", uid: str = "u"
+    ) -> tuple[LinkedDevice, MemoryPair, Watch]:
+        """A device over a link of its own."""
+        watch = Watch()
+        pair = joined(
+            self.clock,
+            Refusing(),
+            Refusing(),
+            agent=PeerIntroduction("arhat/1", instance=instance, host_boot_id=boot, facts=DeviceFacts()),
+            agent_watcher=watch,
+            keepalive=1000,
+        )
+        device = LinkedDevice(DeviceIdentity(KEY, uid), key_hash, pair.controller, "10.0.0.9:1")
+        return device, pair, watch
+
+    def test_come_and_go(self) -> None:
+        """A device is found from its arrival to its leaving, and listeners hear of both."""
+        device, _, _ = self.device()
+        self.registry.arrived(device)
+        self.assertIs(self.registry.get(KEY), device)
+        self.registry.left(device, "gone")
+        self.assertIsNone(self.registry.get(KEY))
+        self.assertEqual(self.heard, [KEY, KEY])
+
+    def test_unsubscribed(self) -> None:
+        """Who unsubscribed hears nothing; twice does no harm."""
+        heard: list[DeviceKey] = []
+        undo = self.registry.subscribe(heard.append)
+        undo()
+        undo()
+        self.registry.arrived(self.device()[0])
+        self.assertEqual(heard, [])
+
+    def test_a_bad_listener(self) -> None:
+        """A listener that fails does not keep the others from hearing."""
+
+        def bad(key: DeviceKey) -> None:
+            raise RuntimeError("bad listener")
+
+        self.registry.subscribe(bad)
+        last: list[DeviceKey] = []
+        self.registry.subscribe(last.append)
+        self.registry.arrived(self.device()[0])
+        self.assertEqual(last, [KEY])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_disconnect(self) -> None:
+        """A device that is sent away is gone at once and hears why."""
+        device, pair, watch = self.device()
+        self.registry.arrived(device)
+        self.registry.disconnect(KEY, "banned", retry=False)
+        self.assertIsNone(self.registry.get(KEY))
+        pair.flush()
+        self.assertEqual(watch.downs, [("banned", False)])
+        self.registry.disconnect(KEY, "again")
+
+    def test_same_process(self) -> None:
+        """The same process on a new link takes over from its stale one."""
+        old, old_pair, _ = self.device()
+        new, _, _ = self.device(boot="")
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.assertIs(self.registry.get(KEY), new)
+        self.assertFalse(old_pair.controller.is_up)
+
+    def test_same_host(self) -> None:
+        """Another process of the same host takes over, and the older is told not to hurry back."""
+        old, old_pair, watch = self.device()
+        new, _, _ = self.device(instance=b"b" * 16)
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.assertIs(self.registry.get(KEY), new)
+        old_pair.flush()
+        self.assertEqual([retry for _, retry in watch.downs], [False])
+
+    def test_the_old_one_leaves_late(self) -> None:
+        """The end of a link that was taken over does not end the new one."""
+        old, new = self.device()[0], self.device()[0]
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.registry.left(old, "at last")
+        self.assertIs(self.registry.get(KEY), new)
+
+    def test_renewed(self) -> None:
+        """A link with a newer key takes over from one with the older key."""
+        self.registry.arrived(self.device()[0])
+        new, _, _ = self.device(instance=b"b" * 16, boot="other", key_hash="k2")
+        self.registry.arrived(new)
+        self.assertIs(self.registry.get(KEY), new)
+
+    def test_clone(self) -> None:
+        """Another host is refused while the first one lives; that is told once."""
+        first, pair, _ = self.device()
+        self.registry.arrived(first)
+        for _ in range(3):
+            clone, _, _ = self.device(instance=b"b" * 16, boot="other")
+            self.assertRaises(Cloned, self.registry.arrived, clone)
+            pair.flush()
+        self.assertEqual(len(self.clones), 1)
+        self.assertIn("10.0.0.9:1", self.clones[0])
+        self.clock.advance(PROOF_OF_LIFE)
+        self.assertIs(self.registry.get(KEY), first)
+
+    def test_rebooted(self) -> None:
+        """A host that rebooted finds the place free once its old link gave no sign of life."""
+        self.registry.arrived(self.device()[0])
+        new, _, _ = self.device(instance=b"b" * 16, boot="other")
+        self.assertRaises(Cloned, self.registry.arrived, new)
+        self.clock.advance(PROOF_OF_LIFE)
+        self.assertIsNone(self.registry.get(KEY))
+        self.registry.arrived(new)
+        self.assertIs(self.registry.get(KEY), new)
+        self.assertEqual(self.clones, [])
+
+    def test_unknown_hosts(self) -> None:
+        """Two hosts that do not tell their boot id are not taken for one."""
+        self.registry.arrived(self.device(boot="")[0])
+        other, _, _ = self.device(instance=b"b" * 16, boot="")
+        self.assertRaises(Cloned, self.registry.arrived, other)
+
+    def test_the_question(self) -> None:
+        """A doubted device is asked for its facts, as any agent may be."""
+        first, pair, _ = self.device()
+        self.registry.arrived(first)
+        self.assertRaises(Cloned, self.registry.arrived, self.device(instance=b"b" * 16, boot="other")[0])
+        pair.flush()
+        self.assertEqual(pair.agent._acceptor.asked, [AskFacts()])  # type: ignore[attr-defined]
+
+    def test_new_facts(self) -> None:
+        """Listeners hear of facts only when they changed."""
+        device, _, _ = self.device()
+        self.registry.arrived(device)
+        self.registry.told(device, DeviceFacts())
+        self.assertEqual(len(self.heard), 1)
+        self.registry.told(device, DeviceFacts(os="linux"))
+        self.assertEqual(len(self.heard), 2)
+        self.assertEqual(device.facts.os, "linux")
+
+
+class FactsTests(SynchronousTestCase):
+    """What a device says is made harmless."""
+
+    @given(st.text(max_size=600), st.text(max_size=600))
+    @settings(max_examples=60, deadline=None)
+    def test_strings(self, one: str, other: str) -> None:
+        """Strings become printable and short, label values get their syntax."""
+        facts = sanitised(DeviceFacts(os=one, arch=other, kernel=one, hostname=other, labels={one: other}))
+        for text in (facts.kernel, facts.hostname):
+            self.assertTrue(text.isprintable())
+            self.assertLessEqual(len(text), 200)
+        for text in (facts.os, facts.arch, *facts.labels.values()):
+            self.assertRegex(text, r"\A([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?\Z")
+
+    def test_labels(self) -> None:
+        """Labels in domains with a meaning are dropped, the device's own stay."""
+        told = {
+            "site": "graz",
+            "example.com/line": "3",
+            "kubernetes.io/os": "linux",
+            "node-role.kubernetes.io/master": "",
+            "k8s.io/x": "y",
+            "arhat.dev/name": "other",
+            "x.arhat.dev/name": "other",
+            "bad key": "x",
+            "-bad": "x",
+            "value": "not a value",
+            "/empty": "x",
+        }
+        self.assertEqual(allowed_labels(told), {"site": "graz", "example.com/line": "3"})
+
+    def test_many_labels(self) -> None:
+        """The number of labels is bounded."""
+        self.assertEqual(len(allowed_labels({f"k{number}": "v" for number in range(1000)})), 32)
+
+    def test_verbs(self) -> None:
+        """Unknown verbs are dropped."""
+        facts = sanitised(DeviceFacts(allow=frozenset({"exec", "fly"})))
+        self.assertEqual(facts.allow, {"exec"})
+
+    def test_reach(self) -> None:
+        """A forward reaches what a rule covers: loopback, address, network, name, and only its ports."""
+        self.assertTrue(reaches(LOOPBACK, "", 80))
+        self.assertTrue(reaches(LOOPBACK, "127.0.0.1", 80))
+        self.assertFalse(reaches(LOOPBACK, "192.168.7.50", 502))
+        rules = (ForwardRule("192.168.7.0/24", 500, 510), ForwardRule("plc.local", 502, 502))
+        self.assertTrue(reaches(rules, "192.168.7.50", 502))
+        self.assertFalse(reaches(rules, "192.168.7.50", 80))
+        self.assertTrue(reaches(rules, "PLC.local", 502))
+        self.assertFalse(reaches(rules, "", 502))
+        self.assertFalse(reaches((), "", 80))
+        self.assertTrue(reaches((ForwardRule("localhost", 80, 80),), "", 80))

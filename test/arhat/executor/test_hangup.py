@@ -1,0 +1,96 @@
+"""How processes end whose client went away, where no client is needed to see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from arhat.executor.hangup import Hangups, Leader, ignores_hangup
+
+
+class HangupsTests(SynchronousTestCase):
+    """The grace, on a clock of our own and processes of our own."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.hangups = Hangups(self.clock, 5)
+
+    def sleeper(self, before: str = "") -> subprocess.Popen[bytes]:
+        script = f"{before} echo up; while :; do sleep 0.05; done"
+        process = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def test_obedient(self) -> None:
+        """A process that goes at once is not waited for any longer."""
+        process = self.sleeper()
+        leader = Leader(process.pid)
+        self.hangups.hang_up(leader)
+        idle = self.hangups.idle()
+        self.assertNoResult(idle)
+        self.assertEqual(process.wait(5), -signal.SIGHUP)
+        self.hangups.reaped(leader)
+        self.successResultOf(idle)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stubborn(self) -> None:
+        """A process that only catches SIGHUP is killed when the grace is over, not before."""
+        process = self.sleeper("trap : HUP;")
+        leader = Leader(process.pid)
+        self.hangups.hang_up(leader)
+        idle = self.hangups.idle()
+        self.clock.advance(4.9)
+        self.assertIsNone(process.poll())
+        self.clock.advance(0.2)
+        self.assertEqual(process.wait(5), -signal.SIGKILL)
+        self.successResultOf(idle)
+
+    def test_stopped(self) -> None:
+        """A stopped process is woken to hear that it should go."""
+        process = self.sleeper()
+        os.kill(process.pid, signal.SIGSTOP)
+        self.hangups.hang_up(Leader(process.pid))
+        self.assertEqual(process.wait(5), -signal.SIGHUP)
+
+    def test_ignoring(self) -> None:
+        """A process that ignores SIGHUP is let be."""
+        process = self.sleeper("trap '' HUP;")
+        self.assertTrue(ignores_hangup(process.pid))
+        self.hangups.hang_up(Leader(process.pid))
+        self.clock.advance(6)
+        self.successResultOf(self.hangups.idle())
+        self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.1)
+
+    def test_finished(self) -> None:
+        """A leader that has ended is not signalled, nor is what it left."""
+        script = "sleep 20 & echo $!; exit"
+        process = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        self.addCleanup(os.kill, left, signal.SIGKILL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.stdout.close)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        leader = Leader(process.pid)
+        self.assertFalse(leader.lives)
+        self.hangups.hang_up(leader)
+        self.clock.advance(6)
+        os.kill(left, 0)
+
+    def test_nobody(self) -> None:
+        """With nobody to wait for, idle fires at once, and it may be cancelled."""
+        self.successResultOf(self.hangups.idle())
+        process = self.sleeper("trap '' HUP;")
+        self.hangups.hang_up(Leader(process.pid))
+        idle = self.hangups.idle()
+        idle.addErrback(lambda _: None)
+        idle.cancel()
+        self.clock.advance(6)

@@ -1,0 +1,459 @@
+"""Both ends for real: a gateway and an agent over TLS on the loopback; the API server is in memory."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar, cast
+
+from twisted.internet import reactor as global_reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from aranya.certs.authority import Authority, new_authority
+from aranya.certs.contexts import ServerContext
+from aranya.certs.keys import KeyPair, key_hash, key_to_pem, new_key
+from aranya.device.admission import Admission
+from aranya.device.gateway import Gateway, LinkTerms, device_settings
+from aranya.device.joining import Joins, Welcome
+from aranya.device.records import Records
+from aranya.device.registry import Registry
+from aranya.interfaces import Object
+from aranya.kube.memory import MemoryApiServer
+from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
+from aranya.names import JOIN_ANNOTATION, DeviceIdentity, DeviceKey
+from arhat.dial import Dial
+from arhat.gateway import GatewayTrust, gateway_endpoint
+from arhat.identity import Identity, State
+from arhat.joining import JoinFailed, join
+from tether.errors import Reason
+from tether.join import Token
+from tether.link.interfaces import Channel, Lane, Receiver
+from tether.link.link import PeerIntroduction
+from tether.link.transport import MessageTransport
+from tether.link.websocket import TETHER, ClientFactory
+from tether.verbs.codec import encode_result
+from tether.verbs.requests import DeviceFacts, Exec, Exited, Request
+
+KEY = DeviceKey("edge", "pump")
+_T = TypeVar("_T")
+reactor = cast(Any, global_reactor)
+
+
+def now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class Answering:
+    """An acceptor that answers every request with exit code 7."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def stream_opened(self, request: Request, channel: Channel) -> Receiver:
+        """Answer at once."""
+        self.requests.append(request)
+        channel.write(encode_result(Exited(7)), Lane.RESULT)
+        channel.finish()
+        return Listening()
+
+
+class Listening:
+    """A receiver that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Lane, bytes]] = []
+        self.over: Deferred[None] = Deferred()
+        self.reason: Reason | None = None
+
+    def data_received(self, lane: Lane, data: bytes) -> None:
+        """Keep it."""
+        self.heard.append((lane, data))
+
+    def finished(self) -> None:
+        """Nothing more comes."""
+        if not self.over.called:
+            self.over.callback(None)
+
+    def reset(self, reason: Reason) -> None:
+        """It ended before its time."""
+        self.reason = reason
+        if not self.over.called:
+            self.over.callback(None)
+
+    def closed(self) -> None:
+        """Over."""
+
+
+class Ear:
+    """Hears one raw connection."""
+
+    def __init__(self) -> None:
+        self.lost: Deferred[str] = Deferred()
+        self.was_connected = False
+
+    def connected(self, transport: MessageTransport) -> None:
+        """Let in."""
+        self.was_connected = True
+
+    def message_received(self, message: bytes) -> None:
+        """Nobody asked."""
+
+    def connection_lost(self, reason: str) -> None:
+        """Over."""
+        self.lost.callback(reason)
+
+
+class LoopbackCase(TestCase):
+    """A gateway on 127.0.0.1 and one EdgeDevice."""
+
+    timeout = 20
+
+    async def setUp(self) -> None:
+        self.server = MemoryApiServer(reactor)
+        self.kubernetes = self.server.client()
+        self.authority = new_authority(now())
+        self.clones: list[str] = []
+        self.registry = Registry(reactor, lambda key, line: self.clones.append(line), proof_of_life=1.0)
+        self.records = Records(self.kubernetes, "system")
+        self.joins = Joins(
+            self.kubernetes,
+            self.authority,
+            self.records,
+            lambda: Welcome((self.url,), self.authority.bundle),
+            self.lookup,
+            reactor,
+            lambda key: self.registry.disconnect(key, "another machine joined"),
+        )
+        key = new_key()
+        chain = self.authority.sign_server(key.public_key(), ["127.0.0.1"], now())
+        self.context = ServerContext(KeyPair(chain, key_to_pem(key)))
+        self.gateway = self.new_gateway(0)
+        await self.gateway.listen()
+        self.port = cast(IPv4Address, self.gateway.address).port
+        self.url = f"wss://127.0.0.1:{self.port}"
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.gateway.close("the test is over")))
+        body = new_object(EDGEDEVICES, {"name": KEY.name, "namespace": KEY.namespace}, spec={})
+        await self.kubernetes.create(EDGEDEVICES, KEY.namespace, body)
+        self.state = self.new_state()
+
+    def new_gateway(self, port: int) -> Gateway:
+        """A gateway over the same records."""
+        return Gateway(
+            TCP4ServerEndpoint(reactor, port, interface="127.0.0.1"),
+            self.context,
+            self.authority.bundle,
+            Admission(self.lookup, self.joins.recorded_keys),
+            self.joins,
+            self.registry,
+            lambda: Welcome((self.url,), self.authority.bundle),
+            lambda key: device_settings(key, self.lookup(key), Welcome((self.url,), self.authority.bundle)),
+            LinkTerms("aranya/test", b"c" * 16),
+            reactor,
+        )
+
+    def new_state(self) -> State:
+        """An empty state folder."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return State(Path(folder.name) / "state")
+
+    def lookup(self, key: DeviceKey) -> Object | None:
+        """What the watch would know."""
+        return self.server.stored(EDGEDEVICES, key.namespace, key.name)
+
+    async def change(self, body: Object) -> None:
+        """Merge into the EdgeDevice."""
+        await self.kubernetes.patch(EDGEDEVICES, KEY.namespace, KEY.name, body)
+
+    async def token(self, nonce: str = "n") -> Token:
+        """Ask for a token."""
+        await self.change({"metadata": {"annotations": {JOIN_ANNOTATION: nonce}}})
+        await self.joins.reconcile(cast(Object, self.lookup(KEY)))
+        secret = self.server.stored(SECRETS, KEY.namespace, "pump-join")
+        assert secret is not None
+        return Token.decode(base64.b64decode(secret["data"]["token"]).decode())
+
+    async def join(self, token: Token | None = None, state: State | None = None) -> Identity:
+        """Join as the agent does."""
+        state = state or self.state
+        state.prepare()
+        self.addCleanup(state.release)
+        return await join(token or await self.token(), state, reactor, now, {}, "arhat/test")
+
+    async def refusal(self, work: Awaitable[object]) -> str:
+        """The line with which a join fails."""
+        try:
+            await work
+        except JoinFailed as failed:
+            return str(failed)
+        raise AssertionError("it did not fail")
+
+    def dial(
+        self,
+        identity: Identity,
+        state: State | None = None,
+        boot: str = "boot-1",
+        instance: bytes = b"a" * 16,
+    ) -> tuple[Dial, Answering]:
+        """A running agent."""
+        acceptor = Answering()
+
+        def introduce() -> PeerIntroduction:
+            return PeerIntroduction(
+                "arhat/test",
+                instance=instance,
+                host_boot_id=boot,
+                facts=DeviceFacts(os="linux", allow=frozenset({"exec"})),
+            )
+
+        dial = Dial(reactor, state or self.state, identity, acceptor, introduce, {}, random=Random(1))
+        dial.startService()
+        self.addCleanup(lambda: dial.stopService() if dial.running else None)
+        return dial, acceptor
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to become true; the test's timeout is the deadline."""
+        while not condition():
+            await deferLater(reactor, 0.02, lambda: None)
+
+    async def knock(self, certificate: bytes = b"", key: bytes = b"") -> tuple[bool, str]:
+        """Ask for a tether with this certificate: let in, and why it ended."""
+        trust = GatewayTrust("127.0.0.1", self.authority.bundle, now, certificate, key)
+        ear = Ear()
+        factory = ClientFactory(self.url, TETHER, lambda: ear, reactor, "test")
+        await gateway_endpoint(reactor, self.url, trust, {}).connect(factory)
+        return ear.was_connected, await ear.lost
+
+    def certificate(self, authority: Authority, uid: str, moment: datetime) -> tuple[bytes, bytes]:
+        """A device certificate and its key."""
+        key = new_key()
+        chain = authority.sign_device(key.public_key(), DeviceIdentity(KEY, uid), moment)
+        return chain, key_to_pem(key)
+
+
+class JoinTests(LoopbackCase):
+    """A token becomes an identity, once."""
+
+    async def test_joined(self) -> None:
+        """The identity is kept and its certificate is for the key made here."""
+        identity = await self.join()
+        self.assertEqual((identity.namespace, identity.name), ("edge", "pump"))
+        self.assertEqual(identity.urls, (self.url,))
+        self.assertEqual(self.state.load(), identity)
+        self.assertEqual(identity.trouble(now()), "")
+
+    async def test_used(self) -> None:
+        """A used token is refused to another machine."""
+        token = await self.token()
+        await self.join(token)
+        line = await self.refusal(self.join(token, self.new_state()))
+        self.assertIn("used already", line)
+
+    async def test_again_after_a_lost_answer(self) -> None:
+        """A machine that lost the answer may use its token again."""
+        token = await self.token()
+        first = await self.join(token)
+        state = self.new_state()
+        state.folder.mkdir()
+        (state.folder / "next-key.pem").write_bytes(first.key)
+        identity = await self.join(token, state)
+        self.assertEqual(identity.key, first.key)
+
+    async def test_expired(self) -> None:
+        """An expired token is refused with the command that makes a new one."""
+        token = await self.token()
+        await self.records.update(
+            KEY,
+            uid_of(cast(Object, self.lookup(KEY))),
+            lambda record: replace(record, join=replace(cast(Any, record.join), expires=1.0)),
+        )
+        line = await self.refusal(self.join(token))
+        self.assertIn("kubectl aranya join pump -n edge", line)
+
+    async def test_foreign_authority(self) -> None:
+        """A gateway that the token's authority did not certify is not told the secret."""
+        token = replace(await self.token(), ca_bundle=new_authority(now()).bundle)
+        line = await self.refusal(self.join(token))
+        self.assertIn("not the gateway this device trusts", line)
+        self.assertIsNone(self.records.get(KEY, uid_of(cast(Object, self.lookup(KEY)))).keys or None)
+
+    async def test_wrong_host(self) -> None:
+        """A gateway whose certificate is for another host is not trusted."""
+        token = replace(await self.token(), urls=(f"wss://localhost:{self.port}",))
+        line = await self.refusal(self.join(token))
+        self.assertIn("not for localhost", line)
+
+    async def test_wrong_clock(self) -> None:
+        """A gateway's certificate that is expired is told with the time that the clock says."""
+        key = new_key()
+        chain = self.authority.sign_server(key.public_key(), ["127.0.0.1"], now() - timedelta(days=200))
+        self.context.swap(KeyPair(chain, key_to_pem(key)))
+        line = await self.refusal(self.join())
+        self.assertIn("expired on", line)
+        self.assertIn("the clock here says", line)
+
+    async def test_next_url(self) -> None:
+        """A URL where nobody listens is passed over."""
+        token = await self.token()
+        token = replace(token, urls=("wss://127.0.0.1:1", *token.urls))
+        self.assertEqual((await self.join(token)).name, "pump")
+
+    async def test_unreachable(self) -> None:
+        """If no URL answers the line names each."""
+        token = replace(await self.token(), urls=("wss://127.0.0.1:1",))
+        self.assertIn("wss://127.0.0.1:1", await self.refusal(self.join(token)))
+
+    async def test_banned(self) -> None:
+        """A banned device hears so."""
+        token = await self.token()
+        await self.change({"spec": {"banned": True}})
+        self.assertIn("banned", await self.refusal(self.join(token)))
+
+
+class KnockTests(LoopbackCase):
+    """Without a certificate that counts there is nothing but joining."""
+
+    async def test_nobody(self) -> None:
+        """Without a certificate no tether is opened, and the answer says what to do."""
+        let_in, reason = await self.knock()
+        self.assertFalse(let_in)
+        self.assertIn("join first", reason)
+
+    async def test_foreign(self) -> None:
+        """A certificate of another authority is refused in words."""
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        let_in, reason = await self.knock(*self.certificate(new_authority(now()), uid, now()))
+        self.assertFalse(let_in)
+        self.assertIn("not signed by an authority", reason)
+
+    async def test_expired(self) -> None:
+        """An expired certificate is refused with its date."""
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        long_ago = now() - timedelta(days=100)
+        let_in, reason = await self.knock(*self.certificate(self.authority, uid, long_ago))
+        self.assertFalse(let_in)
+        self.assertIn("expired on", reason)
+
+    async def test_unrecorded_key(self) -> None:
+        """A valid certificate with a key that is not recorded is refused."""
+        await self.join()
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        let_in, reason = await self.knock(*self.certificate(self.authority, uid, now()))
+        self.assertFalse(let_in)
+        self.assertIn("another machine has joined", reason)
+
+    async def test_other_uid(self) -> None:
+        """A certificate of an EdgeDevice that was deleted is not good for its namesake."""
+        let_in, reason = await self.knock(*self.certificate(self.authority, "older", now()))
+        self.assertFalse(let_in)
+        self.assertIn("another one", reason)
+
+    async def test_replaced(self) -> None:
+        """After another machine joined, the first one's certificate is refused."""
+        first = await self.join()
+        await self.join(await self.token("m"), self.new_state())
+        let_in, reason = await self.knock(first.certificate, first.key)
+        self.assertFalse(let_in)
+        self.assertIn("another machine has joined", reason)
+
+
+class DialTests(LoopbackCase):
+    """The link of a device that has joined."""
+
+    async def test_linked(self) -> None:
+        """A joined device connects, is found by its certificate's name, and answers."""
+        dial, acceptor = self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        device = self.registry.get(KEY)
+        assert device is not None
+        self.assertTrue(device.allows("exec"))
+        listening = Listening()
+        device.open(Exec((b"true",)), listening)
+        await listening.over
+        self.assertEqual(listening.heard, [(Lane.RESULT, encode_result(Exited(7)))])
+        self.assertEqual(acceptor.requests, [Exec((b"true",))])
+        self.assertTrue(dial.is_up)
+
+    async def test_stopping(self) -> None:
+        """An agent that stops is gone at once, with its reason."""
+        dial, _ = self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await cast(Deferred[None], dial.stopService())
+        await self.until(lambda: self.registry.get(KEY) is None)
+
+    async def test_coming_back(self) -> None:
+        """After the controller's restart the device comes back by itself."""
+        self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.gateway.close("restart")
+        await self.until(lambda: self.registry.get(KEY) is None)
+        self.gateway = self.new_gateway(self.port)
+        await self.gateway.listen()
+        await self.until(lambda: self.registry.get(KEY) is not None)
+
+    async def test_banned(self) -> None:
+        """A banned device is cut off at once and is told not to hurry back."""
+        dial, _ = self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.change({"spec": {"banned": True}})
+        self.registry.disconnect(KEY, "the device is banned", retry=False)
+        self.assertIsNone(self.registry.get(KEY))
+        await self.until(lambda: "banned" in dial.trouble)
+        self.assertFalse(dial.is_up)
+
+    async def test_renewed(self) -> None:
+        """At two thirds of its life the certificate is renewed over the link and used from then on."""
+        identity = await self.join()
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        key = new_key()
+        old = self.authority.sign_device(
+            key.public_key(), DeviceIdentity(KEY, uid), now() - timedelta(days=70)
+        )
+        await self.records.update(
+            KEY, uid, lambda record: replace(record, keys=(key_hash(key.public_key()),))
+        )
+        dial, _ = self.dial(replace(identity, certificate=old, key=key_to_pem(key)))
+        await self.until(lambda: dial.identity.certificate != old)
+        self.assertGreater(dial.identity.renewal_time(), now() + timedelta(days=50))
+        self.assertEqual(self.state.load(), dial.identity)
+        self.registry.disconnect(KEY, "try the new one")
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.until(lambda: len(self.records.get(KEY, uid).keys) == 1)
+
+    async def test_settings_are_kept(self) -> None:
+        """URLs that the controller tells are kept for the next start."""
+        identity = await self.join()
+        self.dial(identity)
+        self.url = self.url.replace("127.0.0.1", "localhost") + "/"
+        await self.until(lambda: cast(Identity, self.state.load()).urls == (self.url,))
+
+    async def test_second_process(self) -> None:
+        """A second process of the same host takes over."""
+        identity = await self.join()
+        self.dial(identity)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        first = self.registry.get(KEY)
+        self.dial(identity, instance=b"b" * 16)
+        await self.until(lambda: self.registry.get(KEY) not in (first, None))
+        self.assertEqual(self.clones, [])
+
+    async def test_clone(self) -> None:
+        """Another host with the same key is refused while the first lives, and is reported."""
+        identity = await self.join()
+        self.dial(identity)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        first = self.registry.get(KEY)
+        dial, _ = self.dial(identity, boot="boot-2", instance=b"b" * 16)
+        await self.until(lambda: bool(self.clones))
+        self.assertIs(self.registry.get(KEY), first)
+        await self.until(lambda: "another host" in dial.trouble)

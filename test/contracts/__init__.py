@@ -1,0 +1,1 @@
+"""Questions that the real thing and its double must answer alike."""

@@ -1,0 +1,503 @@
+"""A link: streams and their channels over one message transport at a time.
+
+A ``Tether`` belongs to one peer and may outlive the transport it runs on. It is
+given a transport by ``receiver()``, which makes the ear for one connection. When
+the connection is lost its channels wait for ``grace`` seconds; a new connection
+on which the peer proves to be the same process takes them over, else they end
+as lost.
+
+The pull
+    The link is a push producer of its transport, and while that is not paused
+    asks the mux for one message after another. So what waits, waits in the mux,
+    where turns are taken; in the transport there is at most one message more
+    than the transport's own buffer holds. When the transport drains slowly the
+    messages get smaller, for a keystroke waits for whatever went before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from tether.errors import LinkLost, Reason, RemoteViolation, ResetCode
+from tether.link.channel import MuxChannel
+from tether.link.interfaces import Acceptor, Channel, Link, Receiver
+from tether.link.liveness import Liveness
+from tether.link.transport import GOING_AWAY, POLICY_VIOLATION, MessageReceiver, MessageTransport
+from tether.verbs.codec import (
+    decode_facts,
+    decode_request,
+    decode_settings,
+    encode_facts,
+    encode_request,
+    encode_settings,
+)
+from tether.verbs.requests import DeviceFacts, Request, Settings
+from tether.wire import frames
+from tether.wire.events import (
+    DataArrived,
+    Event,
+    Introduced,
+    PeerLeaves,
+    PongArrived,
+    StreamBroken,
+    StreamClosed,
+    StreamFinished,
+    StreamOpened,
+)
+from tether.wire.frames import PAYLOAD_LIMIT
+from tether.wire.mux import WINDOW, Mux, Role
+
+#: How long a peer may take to say Hello.
+HELLO_PATIENCE = 10.0
+
+#: A message that took longer than this to drain was too large; one that took less than the other, too small.
+_SLOW = 0.1
+_QUICK = 0.02
+_SMALLEST = 16 * 1024
+
+_UNKNOWN_VERB = Reason(ResetCode.UNSUPPORTED, "this side does not know what is asked")
+_FAILED = Reason(ResetCode.INTERNAL, "the accepting side failed; its log says why")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIntroduction:
+    """What a side says of itself in its Hello: an ``Introduction``."""
+
+    software: str
+    capabilities: frozenset[str] = frozenset()
+    instance: bytes = b""
+    host_boot_id: str = ""
+    facts: DeviceFacts | None = None
+    settings: Settings | None = None
+
+    @classmethod
+    def of(cls, hello: frames.Hello) -> PeerIntroduction:
+        """What this Hello says; raises ``RemoteViolation`` when it makes no sense."""
+        return cls(
+            software=hello.software,
+            capabilities=hello.capabilities,
+            instance=hello.instance,
+            host_boot_id=hello.host_boot_id,
+            facts=None if hello.facts is None else decode_facts(hello.facts),
+            settings=None if hello.settings is None else decode_settings(hello.settings),
+        )
+
+    def hello(self) -> frames.Hello:
+        """The frame that says this."""
+        return frames.Hello(
+            software=self.software,
+            capabilities=self.capabilities,
+            instance=self.instance,
+            host_boot_id=self.host_boot_id,
+            facts=None if self.facts is None else encode_facts(self.facts),
+            settings=None if self.settings is None else encode_settings(self.settings),
+        )
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a link fares; calls never raise."""
+
+    def link_up(self, link: Link, resumed: bool) -> None:
+        """The peer said Hello: streams may be opened. ``resumed``: those of the last connection go on."""
+
+    def link_down(self, link: Link, reason: str, retry: bool) -> None:
+        """A connection is gone, or never came up, and why. Called once for each ``receiver()`` that was used.
+
+        ``retry`` false: the peer asked not to come back before something changed.
+        """
+
+
+@implementer(Link)
+class Tether:
+    """All channels to one peer; see the module's docstring.
+
+    ``introduction.instance`` is this process's; it must stay the same for as long
+    as streams shall outlive a connection.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        role: Role,
+        clock: IReactorTime,
+        introduction: PeerIntroduction,
+        acceptor: Acceptor,
+        watcher: Watcher,
+        *,
+        window: int = WINDOW,
+        grace: float = 0.0,
+        keepalive: float = 15.0,
+        patience: float = 15.0,
+    ) -> None:
+        self.mux = Mux(role, introduction.instance, window)
+        self.peer: PeerIntroduction | None = None
+        self._clock = clock
+        self._introduction = introduction
+        self._acceptor = acceptor
+        self._watcher = watcher
+        self._grace = grace
+        self._keepalive = keepalive
+        self._patience = patience
+        self._channels: dict[int, MuxChannel] = {}
+        self._pressed: set[MuxChannel] = set()
+        self._connection: Connection | None = None
+        self._grace_call: IDelayedCall | None = None
+        self._calls: deque[Callable[[], None]] = deque()
+        self._settling = False
+
+    # ---- what the daemons use ----------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """True while there is a connection on which the peer said Hello."""
+        return self.mux.introduced
+
+    @property
+    def transport(self) -> MessageTransport | None:
+        """The present connection's transport, for its address and certificate."""
+        return None if self._connection is None else self._connection.transport
+
+    def introduce_as(self, introduction: PeerIntroduction) -> None:
+        """Say this in the next Hello: facts and settings change, the instance does not."""
+        self._introduction = introduction
+
+    def receiver(self) -> MessageReceiver:
+        """The ear for one new connection; once connected it takes the place of an older one."""
+        return Connection(self)
+
+    def open(self, request: Request, receiver: Receiver) -> Channel:
+        """Open a stream at once."""
+        if not self.is_up:
+            raise LinkLost("there is no link")
+        channel = MuxChannel(self.mux.open(encode_request(request)), self, receiver)
+        self._channels[channel.stream] = channel
+        self.settle()
+        return channel
+
+    def close(self, reason: str, retry: bool = True) -> None:
+        """Say goodbye, then close; streams end as lost, without grace."""
+        connection = self._connection
+        if connection is not None:
+            self.mux.say_goodbye(reason, retry)
+            connection.flush_control()
+            self._lost(connection, reason, retry, final=True)
+            connection.close(GOING_AWAY, reason)
+        else:
+            self._abandon(reason)
+        self.settle()
+
+    # ---- what its connection tells ---------------------------------------------------
+
+    @property
+    def clock(self) -> IReactorTime:
+        """Whose seconds count here."""
+        return self._clock
+
+    def attached(self, connection: Connection) -> None:
+        """A connection came: it is the one from here on."""
+        older = self._connection
+        if older is not None:
+            self._lost(older, "a newer link took its place", retry=True, final=False)
+            older.abort()
+        self._connection = connection
+        self.mux.attach(self._introduction.hello())
+        self.settle()
+
+    def message_received(self, connection: Connection, message: bytes) -> None:
+        """The peer's next message."""
+        if connection is not self._connection:
+            return
+        # What one message brings is answered together, not piece by piece.
+        self._settling, settling = True, self._settling
+        try:
+            for event in self.mux.receive(message):
+                self._occurred(connection, event)
+        except RemoteViolation as violation:
+            self._violated(connection, str(violation))
+        finally:
+            self._settling = settling
+        self.settle()
+
+    def connection_lost(self, connection: Connection, reason: str) -> None:
+        """The connection is over."""
+        if connection is self._connection:
+            left = connection.goodbye
+            self._lost(connection, left or reason, connection.retry, final=left is not None)
+        else:
+            self._tell_down(connection, reason, connection.retry)
+        self.settle()
+
+    def drop(self, connection: Connection, reason: str) -> None:
+        """End this connection now; its streams may be taken over by the next."""
+        if connection is self._connection:
+            self._lost(connection, reason, retry=True, final=False)
+            connection.abort()
+            self.settle()
+
+    # ---- what its channels use ---------------------------------------------------------
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Call when no other call to a receiver is under way."""
+        self._calls.append(call)
+        self.settle()
+
+    def settle(self) -> None:
+        """Make the calls that wait, send what may be sent, until nothing moves."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while True:
+                while self._calls:
+                    self._calls.popleft()()
+                if self._connection is not None:
+                    self._connection.pull()
+                if self._pressed:
+                    self._pressed = {channel for channel in self._pressed if not channel.relieve()}
+                if not self._calls:
+                    break
+        finally:
+            self._settling = False
+
+    def pressed(self, channel: MuxChannel) -> None:
+        """Ask this channel to resume its producer when bytes went."""
+        self._pressed.add(channel)
+
+    def forget(self, channel: MuxChannel) -> None:
+        """The channel is closed."""
+        self._channels.pop(channel.stream, None)
+        self._pressed.discard(channel)
+
+    # ---- what happens --------------------------------------------------------------------
+
+    def _occurred(self, connection: Connection, event: Event) -> None:
+        match event:
+            case DataArrived():
+                if (channel := self._channels.get(event.stream)) is not None:
+                    channel.data_arrived(event.lane, event.data)
+            case StreamFinished():
+                if (channel := self._channels.get(event.stream)) is not None:
+                    channel.finish_arrived()
+            case StreamOpened():
+                self._opened(event)
+            case StreamBroken():
+                if (channel := self._channels.get(event.stream)) is not None:
+                    channel.broke(event.reason)
+            case StreamClosed():
+                if (channel := self._channels.get(event.stream)) is not None:
+                    channel.closed_at_last()
+            case Introduced():
+                self._introduced(connection, event)
+            case PeerLeaves():
+                connection.goodbye = event.reason
+                connection.retry = event.retry
+            case PongArrived():
+                pass  # Its bytes were the sign of life already.
+
+    def _introduced(self, connection: Connection, event: Introduced) -> None:
+        self.peer = peer = PeerIntroduction.of(event.hello)
+        if self._grace_call is not None:
+            self._grace_call.cancel()
+            self._grace_call = None
+        keepalive = self._keepalive
+        if peer.settings is not None and peer.settings.keepalive_seconds:
+            keepalive = float(peer.settings.keepalive_seconds)
+        connection.greeted(keepalive, self._patience)
+        self.later(lambda: self._watcher.link_up(self, event.resumed))
+
+    def _opened(self, event: StreamOpened) -> None:
+        channel = MuxChannel(event.stream, self)
+        self._channels[event.stream] = channel
+        try:
+            request = decode_request(event.request)
+        except RemoteViolation as violation:
+            channel.reset(Reason(ResetCode.INVALID, str(violation)))
+            return
+        if request is None:
+            channel.reset(_UNKNOWN_VERB)
+            return
+        self.later(lambda: self._accept(request, channel))
+
+    def _accept(self, request: Request, channel: MuxChannel) -> None:
+        try:
+            channel.accepted_by(self._acceptor.stream_opened(request, channel))
+        except Exception:
+            self._log.failure("stream {stream}: its acceptor failed", stream=channel.stream)
+            channel.reset(_FAILED)
+
+    def _violated(self, connection: Connection, reason: str) -> None:
+        self._log.warn(
+            "link to {peer}: dropped, the other side broke the protocol: {reason}",
+            peer=connection.address,
+            reason=reason,
+        )
+        # Streams are not kept: what the peer believes of them cannot be known.
+        self.mux.say_goodbye(reason, True)
+        connection.flush_control()
+        self._lost(connection, reason, retry=True, final=True)
+        connection.close(POLICY_VIOLATION, reason)
+
+    def _lost(self, connection: Connection, reason: str, retry: bool, final: bool) -> None:
+        """This connection is not the one any more."""
+        self._connection = None
+        connection.ended()
+        self.mux.detach()
+        self._tell_down(connection, reason, retry)
+        if final or not self._grace:
+            self._abandon(reason)
+        elif self._grace_call is None:
+            self._grace_call = self._clock.callLater(self._grace, self._grace_over, reason)
+
+    def _tell_down(self, connection: Connection, reason: str, retry: bool) -> None:
+        if not connection.told_down:
+            connection.told_down = True
+            self.later(lambda: self._watcher.link_down(self, reason, retry))
+
+    def _grace_over(self, reason: str) -> None:
+        self._grace_call = None
+        self._abandon(reason)
+        self.settle()
+
+    def _abandon(self, reason: str) -> None:
+        """No connection will take the streams over: they end as lost."""
+        if self._grace_call is not None:
+            self._grace_call.cancel()
+            self._grace_call = None
+        for event in self.mux.abandon(Reason(ResetCode.LOST, reason)):
+            channel = self._channels.get(event.stream)
+            if channel is not None:
+                if isinstance(event, StreamBroken):
+                    channel.broke(event.reason)
+                else:
+                    channel.closed_at_last()
+
+
+@implementer(IPushProducer)
+class Connection:
+    """One transport's life under a ``Tether``: the Hello in time, the pull, the signs of life."""
+
+    def __init__(self, tether: Tether) -> None:
+        self._tether = tether
+        self._clock = tether.clock
+        self.transport: MessageTransport | None = None
+        self.goodbye: str | None = None  # why the peer leaves, once it said so
+        self.retry = True
+        self.told_down = False
+        self._clogged_at: float | None = None
+        self._limit = PAYLOAD_LIMIT
+        self._hello_call: IDelayedCall | None = None
+        self._liveness: Liveness | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the peer is, for logs."""
+        return "?" if self.transport is None else self.transport.address
+
+    # ---- MessageReceiver
+
+    def connected(self, transport: MessageTransport) -> None:
+        """The transport is there: Hello goes at once, and the peer's must come in time."""
+        self.transport = transport
+        self._hello_call = self._clock.callLater(HELLO_PATIENCE, self._hello_missed)
+        transport.register(self)
+        self._tether.attached(self)
+
+    def message_received(self, message: bytes) -> None:
+        """One message of the peer."""
+        self._tether.message_received(self, message)
+
+    def connection_lost(self, reason: str) -> None:
+        """The transport is gone."""
+        self._tether.connection_lost(self, reason)
+        self.ended()
+        self.transport = None
+
+    # ---- IPushProducer, to the transport
+
+    def pauseProducing(self) -> None:
+        """The transport is full."""
+        if self._clogged_at is None:
+            self._clogged_at = self._clock.seconds()
+
+    def resumeProducing(self) -> None:
+        """The transport drained."""
+        if self._clogged_at is not None:
+            took = self._clock.seconds() - self._clogged_at
+            if took > _SLOW:
+                self._limit = max(_SMALLEST, self._limit // 2)
+            elif took < _QUICK:
+                self._limit = min(PAYLOAD_LIMIT, self._limit * 2)
+            self._clogged_at = None
+            self._tether.settle()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; ``connection_lost`` says why."""
+
+    # ---- the tether's
+
+    def pull(self) -> None:
+        """Send messages for as long as the transport takes them."""
+        transport = self.transport
+        while self._clogged_at is None and transport is not None:
+            message = self._tether.mux.next_message(self._limit)
+            if message is None:
+                return
+            transport.send(message)
+
+    def flush_control(self) -> None:
+        """Send one last message of control frames, whether the transport is full or not."""
+        for _ in range(2):  # Hello, if it did not go yet, goes alone
+            message = self._tether.mux.next_message(0)
+            if message is not None and self.transport is not None:
+                self.transport.send(message)
+
+    def greeted(self, keepalive: float, patience: float) -> None:
+        """The peer said Hello; from here on silence is watched."""
+        self._cancel_hello()
+        transport = self.transport
+        if transport is not None:
+            self._liveness = Liveness(
+                self._clock, lambda: transport.heard_at, self._ping, self._fell_silent, keepalive, patience
+            )
+            self._liveness.start()
+
+    def ended(self) -> None:
+        """Nobody waits for this connection any more."""
+        self._cancel_hello()
+        if self._liveness is not None:
+            self._liveness.stop()
+            self._liveness = None
+
+    def close(self, code: int, reason: str) -> None:
+        """End in order."""
+        if self.transport is not None:
+            self.transport.close(code, reason)
+
+    def abort(self) -> None:
+        """End now."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _cancel_hello(self) -> None:
+        if self._hello_call is not None:
+            self._hello_call.cancel()
+            self._hello_call = None
+
+    def _hello_missed(self) -> None:
+        self._hello_call = None
+        self._tether.drop(self, f"the other side did not say Hello within {HELLO_PATIENCE:.0f} s")
+
+    def _ping(self) -> None:
+        self._tether.mux.ping(0)
+        self._tether.settle()
+
+    def _fell_silent(self, reason: str) -> None:
+        self._tether.drop(self, reason)
