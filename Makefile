@@ -15,12 +15,12 @@ DEMO_CLUSTER := --kubeconfig $(KUBECONFIG)
 endif
 unexport KUBECONFIG
 
-.PHONY: demo test lint bench controlplane venv clean
+.PHONY: demo test lint bench controlplane packages venv clean
 
 demo: venv
 	@$(BIN)/python -m test.cluster.demo $(DEMO_CLUSTER)
 
-test: venv controlplane
+test: venv packages controlplane
 	$(BIN)/python -m twisted.trial $(TESTS)
 
 lint: venv
@@ -30,6 +30,15 @@ lint: venv
 
 bench: venv controlplane
 	$(BIN)/python -m test.bench
+
+# What the tests use of Debian beside the control plane: real journals, namespaces, a terminal's session.
+DEBIAN := systemd systemd-journal-remote util-linux iproute2 procps tar
+packages:
+	@missing=$$(for name in $(DEBIAN); do dpkg -s $$name >/dev/null 2>&1 || echo $$name; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    echo "Installing $$missing"; apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else echo "Some tests will be skipped; as root: apt-get install" $$missing; fi; fi
 
 controlplane: venv
 	@$(BIN)/python -m test.cluster.build

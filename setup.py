@@ -1,6 +1,12 @@
 """One distribution: the controller, the agent, and the tether between them."""
 
+import re
+from pathlib import Path
+
 from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'VERSION = "(.+)"', (ROOT / "tether/version.py").read_text("utf-8")).group(1)
 
 # What both daemons need: the reactor, the WebSocket, the identity of a TLS peer, the schema.
 TETHER = [
@@ -9,7 +15,7 @@ TETHER = [
     "automat>=24.8",
     "cryptography>=42",
     "protobuf>=7.35",
-    "pyopenssl>=24.1",
+    "pyopenssl>=24.3",
     "PyYAML>=6.0",
     "service_identity>=23.1",
     "twisted>=24.10",
@@ -18,9 +24,9 @@ TETHER = [
 
 setup(
     name="aranya",
-    version="0.1.0",
+    version=VERSION,
     description="Reach any edge device, anywhere, with nothing but kubectl",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=[
@@ -39,6 +45,7 @@ setup(
         "arhat",
         "arhat.builtin",
         "arhat.executor",
+        "arhat.executor.logs",
         "tether",
         "tether.link",
         "tether.schema",

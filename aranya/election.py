@@ -32,7 +32,8 @@ from twisted.logger import Logger
 from aranya.interfaces import Kubernetes, Object
 from aranya.kube.errors import KubeError, NotFound, Unreachable
 from aranya.kube.objects import LEASES, micro_time, new_object, parse_time
-from aranya.kube.pace import Jitter, pause, start
+from aranya.kube.pace import Jitter, pause
+from tether.tasks import spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class Election(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._running = start(self._run(), self._log, "the leader election stopped working")
+        self._running = spawn(self._run(), self._log, "the leader election stopped working")
 
     async def _stop(self) -> None:
         running, self._running = self._running, None
@@ -172,7 +173,7 @@ class Election(Service):
     def stopService(self) -> Deferred[None]:
         """Stop leading, then give the lease away, so that the next one need not wait for its end."""
         super().stopService()
-        return start(self._stop(), self._log, "the leader election did not stop cleanly")
+        return spawn(self._stop(), self._log, "the leader election did not stop cleanly")
 
     async def _run(self) -> None:
         while True:

@@ -55,8 +55,8 @@ from aranya.kubelet.endpoints import KubeletEndpoints
 from aranya.kubelet.root import Door
 from aranya.names import DeviceKey
 from tether.daemon import Fatal
-from tether.link.tasks import spawn
 from tether.link.websocket import nvx_available
+from tether.tasks import spawn
 from tether.version import VERSION
 
 #: The Lease that says who leads, in ``--namespace``.

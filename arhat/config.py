@@ -40,13 +40,19 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All that a device's owner decides. An empty ``user`` or ``shell`` is the agent's own."""
+    """All that a device's owner decides.
+
+    An empty ``user`` or ``shell`` is the agent's own, an empty ``path`` the usual
+    one, an empty ``journal`` the host's.
+    """
 
     allow: frozenset[str] = frozenset(VERBS)
     user: str = ""
     shell: str = ""
+    path: str = ""
     forward: tuple[ForwardRule, ...] = LOOPBACK
     log_files: tuple[str, ...] = ("/var/log/**",)
+    journal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     max_sessions: int = 256
     kill_grace: float = 5.0
@@ -128,6 +134,13 @@ def _shell(key: str, value: object) -> dict[str, Any]:
     return {"shell": shell}
 
 
+def _path(key: str, value: object) -> dict[str, Any]:
+    path = _string(key, value)
+    if not all(folder.startswith("/") for folder in path.split(":")):
+        raise ConfigError(f"{key}: expected absolute folders with colons between, not {path!r}")
+    return {"path": path}
+
+
 def _forward(key: str, value: object) -> dict[str, Any]:
     return {"forward": tuple(rule for text in _strings(key, value) for rule in forward_rules(text))}
 
@@ -174,13 +187,20 @@ def _ports(text: str, bad: str) -> tuple[int, int]:
 def _logs(key: str, value: object) -> dict[str, Any]:
     logs = _mapping(key, value)
     for name in logs:
-        if name != "files":
-            raise ConfigError(f"{key}: unknown key {name!r}; known is files")
+        if name not in ("files", "journal"):
+            raise ConfigError(f"{key}: unknown key {name!r}; known are files, journal")
+    decided: dict[str, Any] = {}
+    if "journal" in logs:
+        decided["journal"] = _string(f"{key}.journal", logs["journal"])
+        if not decided["journal"].startswith("/"):
+            raise ConfigError(f"{key}.journal: expected an absolute path, not {decided['journal']!r}")
+    if "files" not in logs and logs:
+        return decided
     files = _strings(f"{key}.files", logs.get("files", []))
     for file in files:
         if not file.startswith("/") or "/../" in f"{file}/":
             raise ConfigError(f"{key}.files: expected an absolute path without .., not {file!r}")
-    return {"log_files": files}
+    return {"log_files": files, **decided}
 
 
 def _labels(key: str, value: object) -> dict[str, Any]:
@@ -219,6 +239,7 @@ _KEYS: dict[str, Callable[[str, object], dict[str, Any]]] = {
     "allow": _allow,
     "user": _user,
     "shell": _shell,
+    "path": _path,
     "forward": _forward,
     "logs": _logs,
     "labels": _labels,

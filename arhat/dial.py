@@ -31,9 +31,9 @@ from tether.join import SYSTEM_TRUST, printable, valid_url
 from tether.link.call import ask
 from tether.link.interfaces import Acceptor, Link
 from tether.link.link import PeerIntroduction, Tether
-from tether.link.tasks import spawn
 from tether.link.transport import MessageReceiver, MessageTransport
 from tether.link.websocket import TETHER, ClientFactory
+from tether.tasks import spawn
 from tether.verbs.requests import Failed, Issued, Renew, Settings
 from tether.wire.mux import Role
 
@@ -50,6 +50,13 @@ RENEWAL_LOOK = 3600.0
 RENEWAL_PATIENCE = 60.0
 
 _REFUSED = "the gateway refused"
+
+
+def seconds_to_wait(failures: int, refused: bool, random: Random) -> float:
+    """How long until the next round, after so many rounds in a row that led to nothing."""
+    if refused:
+        return REFUSED_WAIT * (1 + random.random())
+    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 10)))
 
 
 class Dial(Service):
@@ -147,15 +154,9 @@ class Dial(Service):
                     # It worked; after it ended the first URL is the best again.
                     break
             failures = 0 if outcome.life >= GOOD_LIFE else failures + 1
-            wait = self._wait(failures, outcome.refused)
+            wait = seconds_to_wait(failures, outcome.refused, self._random)
             self._say(outcome.trouble, wait)
             await deferLater(self._reactor, wait, lambda: None)
-
-    def _wait(self, failures: int, refused: bool) -> float:
-        if refused:
-            return REFUSED_WAIT * (1 + self._random.random())
-        bound = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(failures, 10))
-        return self._random.uniform(0, bound)
 
     async def _attempt(self, url: str) -> _Outcome:
         """One connection from dialling to its end."""

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from arhat import node
 from arhat.agent import Agent
+from arhat.builtin.commands import builtins
 from arhat.config import Config
 from arhat.dial import Dial
 from arhat.executor.environment import Account
@@ -87,14 +88,13 @@ async def build(
             Logs: LogReading(reactor, start.account, start.config),
             AskFacts: TellFacts(facts),
         },
+        builtins,
     )
     instance = os.urandom(16)
 
     def introduce() -> PeerIntroduction:
         told = facts()
-        return PeerIntroduction(
-            software=_SOFTWARE, instance=instance, host_boot_id=told.boot_id, facts=told
-        )
+        return PeerIntroduction(software=_SOFTWARE, instance=instance, host_boot_id=told.boot_id, facts=told)
 
     dial = Dial(reactor, state, identity, agent, introduce, environment)
     return Arhat(agent, dial, state)

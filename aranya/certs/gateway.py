@@ -32,7 +32,7 @@ from aranya.interfaces import Kubernetes
 from aranya.kube.errors import AlreadyExists, KubeError, NotFound
 from aranya.kube.objects import SECRETS, version_of
 from tether.join import SYSTEM_TRUST
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 GATEWAY_SECRET = "aranya-gateway-tls"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")

@@ -42,7 +42,7 @@ from aranya.kube.informer import Informer
 from aranya.kube.objects import EDGEDEVICES, NODES, PODS, SECRETS, ObjectKey
 from aranya.kube.queue import ReconcileQueue
 from aranya.names import LABEL_NAME, LABEL_NAMESPACE, LABEL_ROLE, DeviceKey
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 #: More rounds than any path through the plan takes; a run that wants more comes again later.
 _MOST_ROUNDS = 16

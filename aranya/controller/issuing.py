@@ -22,7 +22,7 @@ from aranya.certs.requests import hosts_of
 from aranya.controller.devices.model import Certificate
 from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 #: Gives a serving certificate for a Node; raises ``NotIssued`` or ``KubeError``.
 Issue = Callable[[str, Sequence[str], SubjectParts], Awaitable[KeyPair]]

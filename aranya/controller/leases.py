@@ -28,7 +28,7 @@ from aranya.interfaces import Kubernetes, Object
 from aranya.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from aranya.kube.objects import LEASES, micro_time, parse_time, uid_of
 from aranya.names import LABEL_NAME, LABEL_NAMESPACE, LABEL_ROLE, NODE_LEASE_NAMESPACE
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 ROLE_LEASE = "Lease"
 DURATION = 40

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any
+from zlib import crc32
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -24,9 +25,10 @@ from aranya.interfaces import Kubernetes, Object
 from aranya.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from aranya.kube.objects import PODS, uid_of
 from aranya.kube.pace import pause
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 PERIOD = 60.0
+_TURNS = 60
 
 
 class Sweep(Service):
@@ -105,18 +107,23 @@ class Sweep(Service):
             self._log.debug("cannot settle {pod}: {error}", pod=pod["metadata"]["name"], error=str(error))
 
     async def _run(self) -> None:
+        due: dict[str, float] = {}
         while True:
-            names = sorted(self._nodes())
-            for name in names:
-                await pause(self._clock, self._period / len(names))
+            await pause(self._clock, self._period / _TURNS)
+            now = self._clock.seconds()
+            due = {name: due.get(name, now + self._phase(name)) for name in sorted(self._nodes())}
+            for name in [name for name, moment in due.items() if moment <= now]:
+                due[name] = now + self._period
                 try:
                     await self.sweep(name)
                 except Forbidden as error:
                     self._tell_once("", "list", error)
                 except KubeError as error:
                     self._log.debug("cannot sweep Node {node}: {error}", node=name, error=str(error))
-            if not names:
-                await pause(self._clock, self._period)
+
+    def _phase(self, name: str) -> float:
+        """How long a Node that is new to us waits for its first turn: its own part of the period."""
+        return crc32(name.encode("utf-8")) / 2**32 * self._period
 
     def _is_foreign(self, pod: Object, node: str) -> bool:
         metadata: dict[str, Any] = pod["metadata"]

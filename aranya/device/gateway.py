@@ -39,9 +39,9 @@ from tether.errors import Reason, RemoteViolation, ResetCode
 from tether.join import Joined, JoinRefused, pack_answer, printable, unpack_request
 from tether.link.interfaces import Channel, Lane, Link, Receiver
 from tether.link.link import HELLO_PATIENCE, PeerIntroduction, Tether
-from tether.link.tasks import spawn
 from tether.link.transport import NORMAL, POLICY_VIOLATION, MessageReceiver, MessageTransport
 from tether.link.websocket import JOIN, Refusal, ServerFactory
+from tether.tasks import spawn
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import Failed, Issued, Renew, Request, Result, Settings
 from tether.wire import frames

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from aranya.interfaces import Kubernetes, Object
 from aranya.kube.errors import KubeError, NotFound
 from aranya.kube.objects import EVENTS, new_object, rfc3339, uid_of
-from aranya.kube.pace import start
+from tether.tasks import spawn
 
 AGGREGATE_SECONDS = 600.0
 REMEMBERED = 1024
@@ -84,7 +84,7 @@ class Recorder:
             self._log.debug("too many Events at once; not written: {reason}", reason=reason)
             return
         body = self._event(about, namespace, kind, reason, message)
-        start(self._write(told, body), self._log, "writing an Event failed: a bug")
+        spawn(self._write(told, body), self._log, "writing an Event failed: a bug")
 
     def _event(
         self, about: Mapping[str, Any], namespace: str, kind: str, reason: str, message: str

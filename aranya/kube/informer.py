@@ -24,7 +24,8 @@ from twisted.logger import Logger
 from aranya.interfaces import Change, Kubernetes, Object, Resource
 from aranya.kube.errors import Gone, KubeError
 from aranya.kube.objects import ObjectKey, key_of, uid_of, version_of
-from aranya.kube.pace import Backoff, Jitter, pause, start
+from aranya.kube.pace import Backoff, Jitter, pause
+from tether.tasks import spawn
 
 #: Told of a key with its old and new object; ``None`` where there was, or is, none.
 Listener = Callable[[ObjectKey, Object | None, Object | None], None]
@@ -116,7 +117,7 @@ class Informer(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._running = start(self._run(), self._log, f"watching {self._resource.plural} stopped working")
+        self._running = spawn(self._run(), self._log, f"watching {self._resource.plural} stopped working")
 
     def stopService(self) -> Deferred[None] | None:
         super().stopService()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 #: A number in [0, 1); ``random.random`` but for tests.
 Jitter = Callable[[], float]
@@ -46,17 +43,3 @@ def pause(clock: IReactorTime, seconds: float) -> Deferred[None]:
     waiting: Deferred[None] = Deferred(lambda _: call.cancel())
     call = clock.callLater(seconds, waiting.callback, None)
     return waiting
-
-
-def start(work: Coroutine[Deferred[Any], Any, Any], log: Logger, sentence: str) -> Deferred[None]:
-    """Run ``work`` and log its failure as ``sentence``; the Deferred fires with ``None`` whatever happens.
-
-    The twin of ``tether.link.tasks.spawn``, which this package's layer may not import.
-    """
-    running: Deferred[Any] = Deferred.fromCoroutine(work)
-
-    def failed(failure: Failure) -> None:
-        if not isinstance(failure.value, CancelledError):
-            log.failure("{sentence}", failure=failure, sentence=sentence)
-
-    return running.addCallbacks(lambda _: None, failed)

@@ -24,7 +24,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from aranya.kube.errors import ApiError, Conflict, KubeError
-from aranya.kube.pace import Backoff, Jitter, start
+from aranya.kube.pace import Backoff, Jitter
+from tether.tasks import spawn
 
 K = TypeVar("K", bound=Hashable)
 
@@ -150,7 +151,7 @@ class ReconcileQueue(Service, Generic[K]):
         del self._ready[key]
         # It is registered before it starts: it may add its own key, or end, at once.
         gate: Deferred[None] = Deferred()
-        self._running[key] = task = start(self._one(gate, key), self._log, "the queue failed: a bug")
+        self._running[key] = task = spawn(self._one(gate, key), self._log, "the queue failed: a bug")
         task.addCallback(lambda _: self._ended(key))
         gate.callback(None)
 

@@ -29,7 +29,7 @@ from twisted.web.http import Request
 from aranya.certs.verification import CertificateRefused, NoCertificate, client_identity
 from aranya.interfaces import Kubernetes, Object, Resource
 from aranya.kubelet.visit import Refusal
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 ACCESS_REVIEWS = Resource(

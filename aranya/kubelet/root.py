@@ -24,7 +24,7 @@ from aranya.kubelet.exec import attach, execute, run
 from aranya.kubelet.logs import container_logs
 from aranya.kubelet.portforward import port_forward
 from aranya.kubelet.visit import Refusal, Served, Visit, is_upgrade
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 Page = Callable[[Visit], Awaitable[None] | None]
 

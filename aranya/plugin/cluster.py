@@ -1,4 +1,8 @@
-"""The API server as the plugin needs it: few calls, each of which fails with one line."""
+"""The API server as the plugin needs it: few calls, each of which fails with one line.
+
+Objects are plain JSON: the client's models refuse what a newer or older server
+says otherwise than they were generated for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import urllib3
 from kubernetes import client, config
 
 from aranya.names import GROUP, PLURAL, VERSION
+
+Object = dict[str, Any]
 
 #: Seconds for one call: connect, read.
 _TIMEOUT = (10, 20)
@@ -44,11 +50,12 @@ class Cluster:
 
     def version(self) -> str:
         """The API server's version."""
-        return str(_call("ask for the version", client.VersionApi(self._client).get_code).git_version)
+        told = _object("ask for the version", client.VersionApi(self._client).get_code)
+        return str(told.get("gitVersion"))
 
-    def edge_devices(self) -> list[dict[str, Any]]:
+    def edge_devices(self) -> list[Object]:
         """All EdgeDevices of the namespace."""
-        listed = _call(
+        listed = _object(
             "list EdgeDevices",
             self._custom.list_namespaced_custom_object,
             GROUP,
@@ -58,9 +65,9 @@ class Cluster:
         )
         return list(listed.get("items") or [])
 
-    def edge_device(self, name: str) -> dict[str, Any]:
+    def edge_device(self, name: str) -> Object:
         """One EdgeDevice."""
-        found: dict[str, Any] = _call(
+        return _object(
             f"read EdgeDevice {name} in namespace {self.namespace}",
             self._custom.get_namespaced_custom_object,
             GROUP,
@@ -69,9 +76,8 @@ class Cluster:
             PLURAL,
             name,
         )
-        return found
 
-    def patch_edge_device(self, name: str, steps: Sequence[dict[str, Any]]) -> None:
+    def patch_edge_device(self, name: str, steps: Sequence[Object]) -> None:
         """Apply a JSON patch to an EdgeDevice."""
         _call(
             f"change EdgeDevice {name} in namespace {self.namespace}",
@@ -86,38 +92,38 @@ class Cluster:
             _content_type="application/json-patch+json",
         )
 
-    def secret(self, name: str) -> Any:
+    def secret(self, name: str) -> Object:
         """One Secret of the namespace."""
-        return _call(
+        return _object(
             f"read Secret {name} in namespace {self.namespace}",
             self._core.read_namespaced_secret,
             name,
             self.namespace,
         )
 
-    def leases(self, name: str, namespace: str | None) -> list[Any]:
+    def leases(self, name: str, namespace: str | None) -> list[Object]:
         """The Leases of that name, in one namespace or in all."""
         selector = f"metadata.name={name}"
         if namespace is None:
-            found = _call(
+            found = _object(
                 "list Leases", self._coordination.list_lease_for_all_namespaces, field_selector=selector
             )
         else:
-            found = _call(
+            found = _object(
                 "list Leases",
                 self._coordination.list_namespaced_lease,
                 namespace,
                 field_selector=selector,
             )
-        return list(found.items)
+        return list(found.get("items") or [])
 
-    def node(self, name: str) -> Any:
+    def node(self, name: str) -> Object:
         """One Node."""
-        return _call(f"read Node {name}", self._core.read_node, name)
+        return _object(f"read Node {name}", self._core.read_node, name)
 
-    def nodes(self) -> list[Any]:
+    def nodes(self) -> list[Object]:
         """All Nodes."""
-        return list(_call("list Nodes", self._core.list_node).items)
+        return list(_object("list Nodes", self._core.list_node).get("items") or [])
 
     def delete_node(self, name: str, uid: str) -> None:
         """Delete a Node, if it still is this one."""
@@ -126,17 +132,16 @@ class Cluster:
 
     def node_health(self, name: str) -> str:
         """What the kubelet endpoint of a Node answers to ``/healthz``, asked through the API server."""
-        answer = _call(
+        return _call(
             f"reach the kubelet endpoint of {name}",
             self._core.connect_get_node_proxy_with_path,
             name,
             "healthz",
-        )
-        return str(answer).strip()
+        ).strip()
 
-    def pod(self, name: str) -> Any:
+    def pod(self, name: str) -> Object:
         """One Pod of the namespace."""
-        return _call(
+        return _object(
             f"read Pod {name} in namespace {self.namespace}",
             self._core.read_namespaced_pod,
             name,
@@ -161,7 +166,8 @@ def _connect(kubeconfig: str | None, context: str | None) -> Any:
             except config.ConfigException:
                 pass
         raise PluginError(f"no usable kubeconfig: {_line(str(error))}") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # YAML, credential plugins, files, keys: all of them are the kubeconfig's fault, none a bug of ours.
         raise PluginError(f"no usable kubeconfig: {_line(str(error))}") from None
 
 
@@ -174,9 +180,21 @@ def _context_namespace(kubeconfig: str | None, context: str | None) -> str | Non
     return chosen["context"].get("namespace") if chosen else None
 
 
-def _call(purpose: str, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _object(purpose: str, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Object:
     try:
-        return operation(*arguments, **options, _request_timeout=_TIMEOUT)
+        found = json.loads(_call(purpose, operation, *arguments, **options))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PluginError(f"cannot {purpose}: the API server's answer is not an object")
+    return found
+
+
+def _call(purpose: str, operation: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    try:
+        answer = operation(*arguments, **options, _preload_content=False, _request_timeout=_TIMEOUT)
+        content: bytes = answer.data
+        return content.decode("utf-8", "replace")
     except client.ApiException as error:
         told = _told(error)
         if error.status == 404:
@@ -207,6 +225,9 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:400]
 
 
-def age(moment: datetime, now: datetime) -> float:
-    """Seconds since ``moment``."""
-    return (now - moment).total_seconds()
+def age(moment: object, now: datetime) -> float:
+    """Seconds since a time as the API server writes it; very many for what is not one."""
+    try:
+        return (now - datetime.fromisoformat(str(moment))).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")

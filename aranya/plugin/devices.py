@@ -6,11 +6,11 @@ import base64
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 from aranya.device.storage import JOIN_EXPIRES, join_secret_name
 from aranya.names import JOIN_ANNOTATION
-from aranya.plugin.cluster import Changed, Cluster, Missing, PluginError
+from aranya.plugin.cluster import Changed, Cluster, Missing, Object, PluginError
 
 #: Seconds to wait for aranya to answer a join request.
 PATIENCE = 30.0
@@ -35,7 +35,7 @@ def join(
     deadline = now() + PATIENCE
     while True:
         secret = _join_secret(cluster, name)
-        if secret is not None and (secret.metadata.annotations or {}).get(JOIN_ANNOTATION) == nonce:
+        if secret is not None and _annotations(secret).get(JOIN_ANNOTATION) == nonce:
             break
         if now() >= deadline:
             raise PluginError(
@@ -43,11 +43,11 @@ def join(
                 f"see: kubectl aranya doctor -n {cluster.namespace}"
             )
         sleep(_LOOK_AGAIN)
-    data = secret.data or {}
+    data = secret.get("data") or {}
     if print_token:
         print(_text(data, "token"), file=out)
         return
-    expires = (secret.metadata.annotations or {}).get(JOIN_EXPIRES, "soon")
+    expires = _annotations(secret).get(JOIN_EXPIRES, "soon")
     print(f"# On the device; good once, until {expires}:", file=out)
     print(_text(data, "command"), file=out)
 
@@ -58,7 +58,7 @@ def set_banned(cluster: Cluster, name: str, banned: bool, *, out: TextIO) -> Non
     if bool((edge_device.get("spec") or {}).get("banned")) == banned:
         print(f"{name} is {'banned' if banned else 'not banned'} already", file=out)
         return
-    steps: list[dict[str, Any]] = []
+    steps: list[Object] = []
     if not isinstance(edge_device.get("spec"), dict):
         steps.append({"op": "add", "path": "/spec", "value": {}})
     steps.append({"op": "add", "path": "/spec/banned", "value": banned})
@@ -66,7 +66,7 @@ def set_banned(cluster: Cluster, name: str, banned: bool, *, out: TextIO) -> Non
     print(f"{name} {'banned' if banned else 'unbanned'}", file=out)
 
 
-def _edge_device(cluster: Cluster, name: str) -> dict[str, Any]:
+def _edge_device(cluster: Cluster, name: str) -> Object:
     try:
         return cluster.edge_device(name)
     except Missing:
@@ -79,11 +79,11 @@ def _edge_device(cluster: Cluster, name: str) -> dict[str, Any]:
         raise PluginError(f"no EdgeDevice {name} in namespace {cluster.namespace}; {there}") from None
 
 
-def _annotate(cluster: Cluster, edge_device: dict[str, Any], nonce: str) -> None:
+def _annotate(cluster: Cluster, edge_device: Object, nonce: str) -> None:
     name = edge_device["metadata"]["name"]
     path = "/metadata/annotations/" + JOIN_ANNOTATION.replace("~", "~0").replace("/", "~1")
     for attempt in (1, 2):
-        steps: list[dict[str, Any]] = []
+        steps: list[Object] = []
         if not edge_device["metadata"].get("annotations"):
             # An "add" replaces what is there; the test keeps annotations that came meanwhile.
             version = edge_device["metadata"]["resourceVersion"]
@@ -99,12 +99,16 @@ def _annotate(cluster: Cluster, edge_device: dict[str, Any], nonce: str) -> None
             edge_device = cluster.edge_device(name)
 
 
-def _join_secret(cluster: Cluster, name: str) -> Any:
+def _join_secret(cluster: Cluster, name: str) -> Object | None:
     try:
         return cluster.secret(join_secret_name(name))
     except Missing:
         return None
 
 
-def _text(data: dict[str, str], field: str) -> str:
+def _annotations(found: Object) -> Object:
+    return found["metadata"].get("annotations") or {}
+
+
+def _text(data: Object, field: str) -> str:
     return base64.b64decode(data.get(field, "")).decode("utf-8")

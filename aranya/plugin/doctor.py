@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 from aranya.names import HOST_CONTAINER
-from aranya.plugin.cluster import Cluster, Denied, Missing, PluginError, age
+from aranya.plugin.cluster import Cluster, Denied, Missing, Object, PluginError, age
 
 LEASE = "aranya"
 
@@ -57,11 +57,11 @@ def _api_server(cluster: Cluster) -> Finding:
         return Finding("API server", False, str(error), "check --kubeconfig and --context")
 
 
-def _crd(cluster: Cluster, name: str | None) -> tuple[Finding, list[dict[str, Any]]]:
+def _crd(cluster: Cluster, name: str | None) -> tuple[Finding, list[Object]]:
     try:
         found = cluster.edge_devices()
     except Missing:
-        remedy = "apply deploy/crd.yaml"
+        remedy = "kubectl apply -f deploy/10-crd.yaml"
         return Finding("CRD of EdgeDevice", False, "not installed", remedy), []
     except PluginError as error:
         return Finding("CRD of EdgeDevice", False, str(error), "ask for the right to list EdgeDevices"), []
@@ -76,28 +76,45 @@ def _crd(cluster: Cluster, name: str | None) -> tuple[Finding, list[dict[str, An
 def _lease(cluster: Cluster, system_namespace: str | None, now: datetime) -> Finding:
     what = "aranya leads"
     try:
-        try:
-            leases = cluster.leases(LEASE, system_namespace)
-        except Denied:
-            if system_namespace is not None:
-                raise
-            leases = cluster.leases(LEASE, cluster.namespace)
+        leases = leases_of_aranya(cluster, system_namespace)
     except Denied as error:
         return Finding(what, None, str(error), "")
     except PluginError as error:
         return Finding(what, False, str(error), "")
-    held = [lease for lease in leases if lease.spec.holder_identity and lease.spec.renew_time]
+    held = [
+        (age(spec.get("renewTime"), now), spec, lease["metadata"].get("namespace"))
+        for lease in leases
+        if (spec := lease.get("spec") or {}).get("holderIdentity")
+    ]
     if not held:
         return Finding(what, False, "no Lease aranya is held", "start aranya; look at its log")
-    lease = max(held, key=lambda one: one.spec.renew_time)
-    seconds = age(lease.spec.renew_time, now)
-    told = f"{lease.spec.holder_identity} in {lease.metadata.namespace}, renewed {seconds:.0f} s ago"
+    seconds, spec, namespace = min(held, key=lambda one: one[0])
+    told = f"{spec['holderIdentity']} in {namespace}, renewed {seconds:.0f} s ago"
     # Clocks of people and of clusters differ by some seconds.
-    fresh = seconds <= (lease.spec.lease_duration_seconds or 15) + 15
+    fresh = seconds <= (spec.get("leaseDurationSeconds") or 15) + 15
     return Finding(what, fresh, told, "start aranya; look at its log")
 
 
-def _device(cluster: Cluster, edge_device: dict[str, Any]) -> list[Finding]:
+def leases_of_aranya(cluster: Cluster, system_namespace: str | None) -> list[Object]:
+    """The leaders' Leases: of one namespace, of all, or of those where aranya most likely is."""
+    if system_namespace is not None:
+        return cluster.leases(LEASE, system_namespace)
+    try:
+        return cluster.leases(LEASE, None)
+    except Denied:
+        found: list[Object] = []
+        denied: list[Denied] = []
+        for namespace in dict.fromkeys((LEASE, cluster.namespace)):
+            try:
+                found += cluster.leases(LEASE, namespace)
+            except Denied as error:
+                denied.append(error)
+        if denied and not found:
+            raise denied[0] from None
+        return found
+
+
+def _device(cluster: Cluster, edge_device: Object) -> list[Finding]:
     name = edge_device["metadata"]["name"]
     findings = []
     if (edge_device.get("spec") or {}).get("banned"):
@@ -134,8 +151,9 @@ def _node(cluster: Cluster, name: str) -> Finding:
     except PluginError as error:
         return Finding(what, False, str(error), "aranya makes it; look at its log")
     wanted = f"aranya://{cluster.namespace}/{name}"
-    if node.spec.provider_id != wanted:
-        return Finding(what, False, f"it is not aranya's ({node.spec.provider_id})", "rename the EdgeDevice")
+    provider_id = (node.get("spec") or {}).get("providerID")
+    if provider_id != wanted:
+        return Finding(what, False, f"it is not aranya's ({provider_id})", "rename the EdgeDevice")
     return Finding(what, True)
 
 
@@ -147,10 +165,12 @@ def _pod(cluster: Cluster, name: str) -> Finding:
         return Finding(what, None, str(error))
     except PluginError as error:
         return Finding(what, False, str(error), "aranya makes it; look at its log and at Events")
-    containers = [container.name for container in pod.spec.containers]
-    if pod.spec.node_name != name or HOST_CONTAINER not in containers:
+    spec = pod.get("spec") or {}
+    containers = [container.get("name") for container in spec.get("containers") or []]
+    if spec.get("nodeName") != name or HOST_CONTAINER not in containers:
         return Finding(what, False, "a Pod of that name is not aranya's", "delete or rename it")
-    return Finding(what, pod.status.phase == "Running", pod.status.phase or "", "see its Events")
+    phase = (pod.get("status") or {}).get("phase") or ""
+    return Finding(what, phase == "Running", phase, "see its Events")
 
 
 def _kubelet(cluster: Cluster, name: str) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -15,6 +16,8 @@ from aranya.plugin.uninstall import uninstall
 
 def console() -> None:
     """Entry point of the console script."""
+    # Its warnings about retries would stand between the caller and our one line.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:], sys.stdout, sys.stderr))
 
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from aranya.names import FINALIZER
-from aranya.plugin.cluster import Cluster, Denied, Missing, PluginError, age
-from aranya.plugin.doctor import LEASE
+from aranya.plugin.cluster import Cluster, Denied, Missing, Object, PluginError, age
+from aranya.plugin.doctor import leases_of_aranya
 
 
 def uninstall(
@@ -28,7 +28,7 @@ def uninstall(
     """Remove the Nodes and Pods of this namespace's devices, then strip the finalisers."""
     _refuse_while_running(cluster, system_namespace, now())
     prefix = f"aranya://{cluster.namespace}/"
-    nodes = [node for node in cluster.nodes() if (node.spec.provider_id or "").startswith(prefix)]
+    nodes = [node for node in cluster.nodes() if _provider_id(node).startswith(prefix)]
     try:
         edge_devices = cluster.edge_devices()
     except Missing:
@@ -45,10 +45,10 @@ def uninstall(
         if ask(question).strip().lower() not in ("y", "yes"):
             raise PluginError("nothing was changed; --yes answers the question beforehand")
     for node in nodes:
-        name = node.metadata.name
+        name = node["metadata"]["name"]
         _delete_pod(cluster, name)
         try:
-            cluster.delete_node(name, node.metadata.uid)
+            cluster.delete_node(name, node["metadata"]["uid"])
         except Missing:
             pass
         print(f"Node {name} deleted", file=out)
@@ -68,21 +68,26 @@ def uninstall(
 def _delete_pod(cluster: Cluster, name: str) -> None:
     try:
         pod = cluster.pod(name)
-        if pod.spec.node_name == name:
-            cluster.delete_pod(name, pod.metadata.uid)
+        if (pod.get("spec") or {}).get("nodeName") == name:
+            cluster.delete_pod(name, pod["metadata"]["uid"])
     except Missing:
         pass
 
 
+def _provider_id(node: Object) -> str:
+    return str((node.get("spec") or {}).get("providerID") or "")
+
+
 def _refuse_while_running(cluster: Cluster, system_namespace: str | None, now: datetime) -> None:
     try:
-        leases = cluster.leases(LEASE, system_namespace or cluster.namespace)
+        leases = leases_of_aranya(cluster, system_namespace)
     except Denied:
         return
     for lease in leases:
-        spec = lease.spec
-        if spec.holder_identity and spec.renew_time and age(spec.renew_time, now) < 30:
+        spec = lease.get("spec") or {}
+        if spec.get("holderIdentity") and age(spec.get("renewTime"), now) < 30:
             raise PluginError(
-                f"aranya still runs ({spec.holder_identity}) and would make everything anew; "
-                "delete its Deployment first"
+                f"aranya still runs ({spec['holderIdentity']} in {lease['metadata'].get('namespace')}) and "
+                "would make everything anew; delete its Deployment first (if that one serves another "
+                "namespace, say where yours ran: --system-namespace)"
             )

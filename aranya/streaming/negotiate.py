@@ -7,7 +7,7 @@ WebSocket to SPDY on a prompt refusal, and print the texts to people.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aranya.streaming.websocket.frames import accept_key
@@ -42,9 +42,13 @@ REMOTE_COMMAND: Final = Accepts(
         "base64.channel.k8s.io",
         "v4.channel.k8s.io",
         "v4.base64.channel.k8s.io",
-        "v5.channel.k8s.io",
     ),
 )
+
+#: For an endpoint whose Node declares ``ExtendWebSocketsToKubelet``, which obliges it to v5. No other
+#: should offer it: kubectl 1.29 to 1.33 drops output that arrives before it has set up its streams
+#: (kubernetes#131203), and over SPDY, to which it falls back, a dead controller is never a success.
+REMOTE_COMMAND_V5: Final = replace(REMOTE_COMMAND, websocket=(*REMOTE_COMMAND.websocket, "v5.channel.k8s.io"))
 
 PORT_FORWARD: Final = Accepts(
     spdy=(FORWARD_PROTOCOL,),

@@ -26,6 +26,7 @@ from aranya.streaming.carrier import Carrier
 from aranya.streaming.intake import Brake, Intake
 from aranya.streaming.negotiate import (
     REMOTE_COMMAND,
+    REMOTE_COMMAND_V5,
     Refusal,
     Spdy,
     UpgradeRequest,
@@ -82,16 +83,23 @@ class StreamOptions:
 
 
 def exec_streams(
-    request: Request, options: StreamOptions, clock: IReactorTime, started: Started
+    request: Request,
+    options: StreamOptions,
+    clock: IReactorTime,
+    started: Started,
+    *,
+    websocket_v5: bool = False,
 ) -> Session | None:
     """Answer an exec or attach request: refuse it (``None``), or take its connection over.
 
     ``started`` is called once, when the client has opened all it asked for.
+    ``websocket_v5`` is for a Node that declares it (see ``REMOTE_COMMAND_V5``).
     """
     if not options.any:
         refuse(request, 400, "you must specify at least 1 of stdin, stdout, stderr")
         return None
-    match negotiate(upgrade_request(request), REMOTE_COMMAND):
+    accepts = REMOTE_COMMAND_V5 if websocket_v5 else REMOTE_COMMAND
+    match negotiate(upgrade_request(request), accepts):
         case Refusal(code, text, headers):
             refuse(request, code, text, [(name.encode(), value.encode()) for name, value in headers])
             return None

@@ -4,6 +4,12 @@ The shell belongs to the agent, not to who is attached: a lost link, a detach or
 the end of somebody's stdin leave it as it is. It starts with the first attach,
 and again with the first attach after it exited.
 
+The end of stdin
+    kubectl 1.36 knows the detach keys itself: it swallows them, ends its stdin and
+    waits for the outputs to end, as they do with containerd. So the end of a
+    terminal's stdin is a detach. Without a terminal (commands from a pipe) it is
+    the end of typing only, and the output goes on.
+
 Who sees what
     Everyone attached sees all output and may type. The terminal is as large as
     the smallest window of those who have a terminal and told its size. Who
@@ -227,7 +233,7 @@ class Attachment:
         if lane is Lane.MAIN and self._takes_input:
             self._typed(data)
         elif lane is Lane.STDIN_END:
-            self._end_input()
+            self._stdin_ended()
         elif lane is Lane.RESIZE:
             self._resize(data)
 
@@ -277,6 +283,12 @@ class Attachment:
     def _detach(self) -> None:
         self._leave()
         conclude(self._channel, Succeeded())
+
+    def _stdin_ended(self) -> None:
+        """A terminal's input does not end by itself: a kubectl that knows the detach keys has detached."""
+        self._end_input()
+        if self._tty and self._here:
+            self._detach()
 
     def _end_input(self) -> None:
         self._takes_input = False

@@ -68,6 +68,7 @@ class Account:
     home: str
     shell: str
     switch: bool = False
+    path: str = PATH
 
     @classmethod
     def of(cls, config: Config) -> Account:
@@ -79,7 +80,9 @@ class Account:
             if config.user:
                 raise ConfigError(f"user: there is no user {config.user!r} on this device") from None
             # Containers and NFS have users without an entry.
-            return cls(str(own), own, os.getegid(), "/", config.shell or _some_shell(""))
+            return cls(
+                str(own), own, os.getegid(), "/", config.shell or _some_shell(""), path=config.path or PATH
+            )
         if entry.pw_uid != own and own != 0:
             raise ConfigError(f"user: only root may run processes as {config.user!r}; leave it out")
         return cls(
@@ -89,6 +92,7 @@ class Account:
             home=entry.pw_dir or "/",
             shell=config.shell or _some_shell(entry.pw_shell),
             switch=entry.pw_uid != own,
+            path=config.path or PATH,
         )
 
     @property
@@ -107,7 +111,7 @@ class Account:
             "USER": self.name,
             "LOGNAME": self.name,
             "SHELL": self.shell,
-            "PATH": PATH,
+            "PATH": self.path,
             "LANG": language(),
         }
         if tty:
@@ -203,7 +207,7 @@ def _find(command: bytes, account: Account) -> bytes | None:
         return path if os.path.lexists(path) else None
     if not command:
         return None
-    candidates = [os.path.join(folder, command) for folder in os.fsencode(PATH).split(b":")]
+    candidates = [os.path.join(folder, command) for folder in os.fsencode(account.path).split(b":")]
     present = [path for path in candidates if os.path.isfile(path)]
     for path in present:
         if account.may_run(os.stat(path)):

@@ -42,9 +42,10 @@ class Leader:
             return False
 
     def hang_up(self) -> bool:
-        """SIGHUP and SIGCONT to the group; gives back whether there was anyone to tell."""
+        """SIGHUP and SIGCONT to the group; gives back whether the leader should go now."""
         if not self.lives:
             return False
+        stays = ignores_hangup(self.pid)
         for number in (signal.SIGHUP, signal.SIGCONT):
             try:
                 os.killpg(self.pid, number)
@@ -52,8 +53,9 @@ class Leader:
                 # It is about to become the leader: setsid has not run yet.
                 _send(self.pid, number)
             except PermissionError:
+                # Someone else's by now, as with sudo; what may be signalled was.
                 return False
-        return True
+        return not stays
 
     def kill(self) -> None:
         """SIGKILL to those of the group that do not ignore SIGHUP, if the leader is one of them."""

@@ -42,7 +42,7 @@ from arhat.executor.ending import Valve
 from arhat.interfaces import ForwardHost
 from tether.errors import Reason, ResetCode
 from tether.link.interfaces import Channel, Lane, Receiver
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 from tether.verbs.requests import Forward, ForwardRule
 
 #: Seconds that reaching a target may take, its name included.

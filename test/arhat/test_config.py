@@ -37,9 +37,10 @@ class ConfigTests(SynchronousTestCase):
     def test_everything(self) -> None:
         """Each key is read."""
         config = self.read(
-            "allow: [exec, logs]\nuser: nobody\nshell: /bin/bash\n"
+            "allow: [exec, logs]\nuser: nobody\nshell: /bin/bash\npath: /opt/bin:/bin\n"
             "forward: ['192.168.7.50:502', 'localhost:80-90']\n"
-            "logs: {files: [/var/log/**, /srv/app.log]}\nlabels: {site: north, example.com/rack: 'r1'}\n"
+            "logs: {files: [/var/log/**, /srv/app.log], journal: /srv/journal}\n"
+            "labels: {site: north, example.com/rack: 'r1'}\n"
             "limits: {sessions: 5}\nkill-grace: 2.5\n"
         )
         self.assertEqual(
@@ -48,12 +49,14 @@ class ConfigTests(SynchronousTestCase):
                 allow=frozenset({"exec", "logs"}),
                 user="nobody",
                 shell="/bin/bash",
+                path="/opt/bin:/bin",
                 forward=(
                     ForwardRule("192.168.7.50", 502, 502),
                     ForwardRule("127.0.0.0/8", 80, 90),
                     ForwardRule("::1/128", 80, 90),
                 ),
                 log_files=("/var/log/**", "/srv/app.log"),
+                journal="/srv/journal",
                 labels={"site": "north", "example.com/rack": "r1"},
                 max_sessions=5,
                 kill_grace=2.5,
@@ -80,12 +83,14 @@ class ConfigTests(SynchronousTestCase):
             ("attach: maybe", "attach: expected on or off"),
             ("user: 7", "user: expected a string"),
             ("shell: bash", "shell: expected an absolute path"),
+            ("path: bin:/bin", "path: expected absolute folders"),
+            ("logs: {journal: x}", "logs.journal: expected an absolute path"),
             ("forward: [80]", "forward: expected a list"),
             ("forward: ['host']", "forward: 'host' is not HOST:PORT"),
             ("forward: ['10.0.0.1:0']", "ports are within 1-65535"),
             ("forward: ['fd00::1:80']", "IPv6 address as [ADDRESS]:PORT"),
             ("logs: [x]", "logs: expected a mapping"),
-            ("logs: {file: [x]}", "logs: unknown key 'file'; known is files"),
+            ("logs: {file: [x]}", "logs: unknown key 'file'; known are files, journal"),
             ("logs: {files: [var/log]}", "logs.files: expected an absolute path"),
             ("logs: {files: [/var/log/../../etc/**]}", "logs.files: expected an absolute path without .."),
             ("labels: {kubernetes.io/role: x}", "reserved"),

@@ -14,10 +14,13 @@ from typing import Any, TypeVar, cast
 from twisted.internet import reactor as global_reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+import arhat.gateway
 from aranya.certs.authority import Authority, new_authority
 from aranya.certs.contexts import ServerContext
 from aranya.certs.keys import KeyPair, key_hash, key_to_pem, new_key
@@ -30,7 +33,7 @@ from aranya.interfaces import Object
 from aranya.kube.memory import MemoryApiServer
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
 from aranya.names import JOIN_ANNOTATION, DeviceIdentity, DeviceKey
-from arhat.dial import Dial
+from arhat.dial import Dial, seconds_to_wait
 from arhat.gateway import GatewayTrust, gateway_endpoint
 from arhat.identity import Identity, State
 from arhat.joining import JoinFailed, join
@@ -367,6 +370,74 @@ class KnockTests(LoopbackCase):
         self.assertIn("another machine has joined", reason)
 
 
+class Proxy(Protocol):
+    """A small HTTP proxy: CONNECT, then bytes both ways."""
+
+    def __init__(self, asked: list[bytes]) -> None:
+        self.asked = asked
+        self.head = b""
+        self.onward: Protocol | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        """The head of CONNECT, or bytes to pass on."""
+        if self.onward is not None:
+            cast(Any, self.onward.transport).write(data)
+            return
+        self.head += data
+        if b"\r\n\r\n" in self.head:
+            self.asked.append(self.head.split(b"\r\n")[0])
+            host, port = self.head.split()[1].decode().split(":")
+            connecting = TCP4ClientEndpoint(reactor, host, int(port)).connect(
+                Factory.forProtocol(lambda: Onward(self))
+            )
+            connecting.addCallback(self.connected_onward)
+
+    def connected_onward(self, onward: Protocol) -> None:
+        """The target is there."""
+        self.onward = onward
+        cast(Any, self.transport).write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Hang up on the other side, too."""
+        if self.onward is not None:
+            cast(Any, self.onward.transport).loseConnection()
+
+
+class Onward(Protocol):
+    """The proxy's other side."""
+
+    def __init__(self, back: Proxy) -> None:
+        self.back = back
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes to pass back."""
+        cast(Any, self.back.transport).write(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Hang up on the other side, too."""
+        cast(Any, self.back.transport).loseConnection()
+
+
+class WaitTests(SynchronousTestCase):
+    """The law of waiting."""
+
+    def test_growing(self) -> None:
+        """The bound doubles from half a second to thirty, and the whole range below it is used."""
+        for failures, bound in ((0, 0.5), (1, 1.0), (3, 4.0), (6, 30.0), (1000, 30.0)):
+            random = Random(failures)
+            waits = [seconds_to_wait(failures, False, random) for _ in range(200)]
+            self.assertLessEqual(max(waits), bound)
+            self.assertGreater(max(waits), 0.9 * bound)
+            self.assertLess(min(waits), 0.1 * bound)
+
+    def test_refused(self) -> None:
+        """Who was refused comes again after one to two minutes, not sooner."""
+        random = Random(1)
+        waits = [seconds_to_wait(0, True, random) for _ in range(200)]
+        self.assertGreaterEqual(min(waits), 60.0)
+        self.assertLessEqual(max(waits), 120.0)
+
+
 class DialTests(LoopbackCase):
     """The link of a device that has joined."""
 
@@ -383,6 +454,19 @@ class DialTests(LoopbackCase):
         self.assertEqual(listening.heard, [(Lane.RESULT, encode_result(Exited(7)))])
         self.assertEqual(acceptor.requests, [Exec((b"true",))])
         self.assertTrue(dial.is_up)
+
+    async def test_proxy(self) -> None:
+        """Through a proxy the device joins and connects, with TLS from end to end."""
+        asked: list[bytes] = []
+        proxy = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        port = await proxy.listen(Factory.forProtocol(lambda: Proxy(asked)))
+        self.addCleanup(port.stopListening)
+        # The loopback is spared otherwise.
+        address = f"http://127.0.0.1:{port.getHost().port}"
+        self.patch(arhat.gateway, "proxy_for", lambda *_: address)
+        self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        self.assertEqual(asked, [b"CONNECT 127.0.0.1:%d HTTP/1.1" % self.port] * 2)
 
     async def test_stopping(self) -> None:
         """An agent that stops is gone at once, with its reason."""

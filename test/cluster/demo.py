@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from test.cluster.binaries import NoControlPlane, find_kubectls, find_or_build
+from test.cluster.child import PlaneError
 from test.cluster.daemons import DEVICE_NAMESPACE, PROGRAMS, Site, TooLate
 from test.cluster.kubectl import Kubectl
-from test.cluster.child import PlaneError
 from test.cluster.plane import Plane
 
 DEVICE = "my-edge-device"

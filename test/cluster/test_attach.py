@@ -14,14 +14,16 @@ class AttachTests(ExecCase):
         """Sit down before the shell."""
         terminal = Terminal(client.command("attach", "-it", DEVICE), client.environment(), 90, 25)
         self.addCleanup(terminal.close)
-        terminal.type(b"\n")
+        # kubectl makes the terminal raw only when it is through; until then keys are our own echo.
+        terminal.type(b"echo at''tached\n")
+        terminal.expect(b"attached")
         return terminal
 
     def test_same_shell_again(self) -> None:
         """Detach and attach find the same shell, with its variables and its scroll-back."""
         for number, client in enumerate(self.clients):
             first = self.attach(client)
-            first.type(b"KEPT=%d; echo pid=''$$.\n" % (4200 + number))
+            first.type(b"KEPT=%d; echo pi''d=$$.\n" % (4200 + number))
             first.expect(b"pid=")
             pid = first.expect(b".")
             first.type(b"\x10\x11")

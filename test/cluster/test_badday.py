@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -13,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from test.cluster.daemons import PROGRAMS, ROOT, wait_until
 from test.cluster.kubectl import Kubectl
 from test.cluster.plane import shared_plane
-from test.cluster.test_exec import MIB, ExecCase
+from test.cluster.test_exec import MIB, ExecCase, processes_with
 
 DEVICE = "unlucky"
 
@@ -57,7 +58,8 @@ class DeathTests(BadDayCase):
             self.assertLess(time.monotonic() - began, 10)
             self.assertEqual(process.returncode, 1, err)
             self.assertIn(DEVICE.encode(), err)
-            subprocess.run(["pkill", "-f", "sleep 300"], check=False)
+            for orphan in processes_with("sleep\x00300"):
+                os.kill(orphan, signal.SIGKILL)
             self.site.devices[DEVICE].start()
             self.site.wait_online(DEVICE)
 

@@ -29,6 +29,10 @@ class LogsTests(ExecCase):
                 }
             }
             self.site.add_device(DEVICE, spec, config=f"logs: {{files: ['{folder}/**']}}\n")
+        self.write_ten()
+
+    def write_ten(self) -> None:
+        """Fill the log with ten lines."""
         self.file.write_text("".join(f"line {n}\n" for n in range(10)))
 
     def test_whole(self) -> None:
@@ -52,6 +56,7 @@ class LogsTests(ExecCase):
     def test_follow_through_rotation(self) -> None:
         """Follow goes on when the file is renamed and made anew."""
         for client in self.clients:
+            self.write_ten()
             process = client.start("logs", "-f", DEVICE, "-c", "app", "--tail=1")
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)

@@ -82,7 +82,7 @@ class SpdyClient:
 class WebSocketClient:
     """One upgraded connection that speaks numbered channels."""
 
-    def __init__(self, house: House, target: str, protocol: str = "v5.channel.k8s.io") -> None:
+    def __init__(self, house: House, target: str, protocol: str = "v4.channel.k8s.io") -> None:
         self.connection = house.ask(
             "GET",
             target,

@@ -151,9 +151,7 @@ class MemoryJournal:
 
     occasions: list[tuple[str, Occasion]] = field(default_factory=list)
 
-    def record(
-        self, about: Mapping[str, Any], reason: str, message: str, *, warning: bool = False
-    ) -> None:
+    def record(self, about: Mapping[str, Any], reason: str, message: str, *, warning: bool = False) -> None:
         self.occasions.append((about["metadata"]["name"], Occasion(reason, message, warning)))
 
     @property

@@ -20,8 +20,9 @@ The end of a stream
     peer's is handed on too, the stream is history. A side that reset waits for
     the acknowledgement with nothing but the ``Reset`` in hand (a tombstone). A
     side that *receives* a ``Reset`` forgets the stream at once: there is nothing
-    it could still be owed. ``Finish`` or ``Reset`` for a stream that is history
-    is acknowledged from its own offset alone, so no memory is needed for it.
+    it could still be owed. A ``Reset`` for a stream that is history (both sides
+    reset at once) is acknowledged from its own offset alone, so no memory is
+    needed for it.
 
 A new link
     ``detach`` keeps all streams. On the next link both sides list in ``Hello``
@@ -126,7 +127,10 @@ class Mux:
     def attach(self, introduction: Hello) -> None:
         """A new link: the next message is ``introduction``, with what this side holds filled in."""
         self.detach()
-        self._introduction = introduction
+        # Whom the streams belong to is as of now, even if the peer's Hello comes before ours goes.
+        self._introduction = replace(
+            introduction, instance=self.instance, window=self.window, peer_instance=self._peer_instance
+        )
 
     def detach(self) -> None:
         """The link is gone; every stream stays as it is, and may still be written to."""
@@ -248,9 +252,6 @@ class Mux:
         if self._introduction is not None:
             hello = replace(
                 self._introduction,
-                instance=self.instance,
-                window=self.window,
-                peer_instance=self._peer_instance,
                 streams=tuple(
                     StreamState(stream.id, *stream.ledger.grant()) for stream in self._streams.values()
                 ),
@@ -391,10 +392,7 @@ class Mux:
 
     def _receive_finish(self, frame: Finish, events: list[Event]) -> None:
         stream = self._stream(frame.stream)
-        if stream is None:
-            self._answer(Credit(frame.stream, frame.end, frame.end))
-            return
-        if stream.was_reset:
+        if stream is None or stream.was_reset:
             return
         stream.confirm()
         ledger = stream.ledger

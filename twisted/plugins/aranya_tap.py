@@ -2,6 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-aranya = ServiceMaker(
-    "aranya", "aranya.tap", "The controller: reach edge devices with kubectl.", "aranya"
-)
+aranya = ServiceMaker("aranya", "aranya.tap", "The controller: reach edge devices with kubectl.", "aranya")

@@ -55,6 +55,15 @@ def says(there: Any, wished: Any) -> bool:
     return bool(there == wished) or (there is None and wished == "")
 
 
+def without_blanks(value: Any) -> Any:
+    """The same without empty strings in its objects: some servers take those in custom resources for null."""
+    if isinstance(value, dict):
+        return {key: without_blanks(entry) for key, entry in value.items() if entry != ""}
+    if isinstance(value, list):
+        return [without_blanks(entry) for entry in value]
+    return value
+
+
 def laid_over(
     there: object, wished: Iterable[Condition], now: float, heartbeat_every: float | None = None
 ) -> list[dict[str, Any]]:

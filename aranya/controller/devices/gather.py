@@ -196,7 +196,11 @@ class Gatherer:
 
     async def _account(self, key: DeviceKey) -> bool:
         if not self._memory.account_exists:
-            account = await self._read(SERVICEACCOUNTS, key.namespace, "default")
+            try:
+                account = await self._read(SERVICEACCOUNTS, key.namespace, "default")
+            except Forbidden:
+                # Creating the pod will tell whether the namespace is going or a right is missing.
+                return True
             self._memory.account_exists = account is not None
         return self._memory.account_exists
 

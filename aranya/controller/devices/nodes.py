@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aranya.controller.devices.conditions import Condition, laid_over, says
@@ -110,43 +111,53 @@ def _owned(
     old_labels: dict[str, str] = old_metadata.get("labels") or {}
     old_annotations: dict[str, str] = old_metadata.get("annotations") or {}
     before = _read_applied(old_annotations.get(APPLIED, ""))
-    told = _device_labels(connected, old_labels, before["device"])
+    told = before.device
+    if connected is not None:
+        told = usable_labels(connected.facts.labels, _MOST_DEVICE_LABELS)
     wished = {**told, **wish.labels}
-    labels = {key: value for key, value in old_labels.items() if key not in before["labels"]}
+    labels = {key: value for key, value in old_labels.items() if key not in before.labels}
     labels |= wished | _own_labels(wish.key, connected, old_labels)
-    annotations = {key: value for key, value in old_annotations.items() if key not in before["annotations"]}
+    annotations = {key: value for key, value in old_annotations.items() if key not in before.annotations}
     annotations |= {**wish.annotations, **_ANNOTATIONS}
-    taints = _taints(wish, old_spec.get("taints") or [], before["taints"])
+    taints = _taints(wish, old_spec.get("taints") or [], before.taints)
     annotations[APPLIED] = json.dumps(
         {
             "annotations": sorted(wish.annotations),
-            "device": sorted(told),
+            "device": told,
             "labels": sorted(wished),
             "taints": sorted(f"{taint.key}:{taint.effect}" for taint in wish.taints),
         },
         separators=(",", ":"),
+        sort_keys=True,
     )
     return {"labels": labels, "annotations": annotations}, {"taints": taints}
 
 
-def _read_applied(text: str) -> dict[str, frozenset[str]]:
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What this project put on a Node: keys of its own wishes, and what the device told."""
+
+    labels: frozenset[str]
+    annotations: frozenset[str]
+    taints: frozenset[str]
+    device: Mapping[str, str]
+
+
+def _read_applied(text: str) -> _Applied:
     try:
         read = json.loads(text) if text else {}
     except ValueError:
         read = {}
     fields = read if isinstance(read, dict) else {}
-    return {
-        name: frozenset(entry for entry in fields.get(name) or () if isinstance(entry, str))
-        for name in ("annotations", "device", "labels", "taints")
-    }
 
+    def names(field: str) -> frozenset[str]:
+        entries = fields.get(field)
+        listed = entries if isinstance(entries, list) else []
+        return frozenset(entry for entry in listed if isinstance(entry, str))
 
-def _device_labels(
-    connected: Connected | None, old: Mapping[str, str], before: frozenset[str]
-) -> dict[str, str]:
-    if connected is None:
-        return {key: value for key, value in old.items() if key in before}
-    return usable_labels(connected.facts.labels, _MOST_DEVICE_LABELS)
+    told = fields.get("device")
+    device = usable_labels(told if isinstance(told, dict) else {}, _MOST_DEVICE_LABELS)
+    return _Applied(names("labels"), names("annotations"), names("taints"), device)
 
 
 def _own_labels(key: DeviceKey, connected: Connected | None, old: Mapping[str, str]) -> dict[str, str]:

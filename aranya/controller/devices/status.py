@@ -18,6 +18,7 @@ from aranya.controller.devices.conditions import (
     moment,
     says,
     timestamp,
+    without_blanks,
 )
 from aranya.controller.devices.model import Seen, Site, Wish
 from aranya.interfaces import Object
@@ -85,7 +86,7 @@ def status_patch(wish: Wish, seen: Seen, site: Site, now: float) -> Object | Non
         return None
     metadata = wish.source.get("metadata", {})
     guard = {field: metadata[field] for field in ("uid", "resourceVersion") if field in metadata}
-    return {"metadata": guard, "status": changes}
+    return {"metadata": guard, "status": without_blanks(changes)}
 
 
 def occasions(wish: Wish, patch: Object) -> tuple[Occasion, ...]:
@@ -106,17 +107,17 @@ def _occasion(entry: Mapping[str, Any], old: Mapping[str, Any]) -> Occasion | No
     kind, holding = entry["type"], entry["status"] == "True"
     if kind == CONNECTED:
         if holding:
-            return Occasion("DeviceConnected", entry["message"])
+            return Occasion("DeviceConnected", entry.get("message", ""))
         was_here = old.get("status") == "True"
         banned = entry["reason"] == "Banned"
         reason = "DeviceBanned" if banned else "DeviceOffline"
-        return Occasion(reason, entry["message"], warning=True) if was_here or banned else None
+        return Occasion(reason, entry.get("message", ""), warning=True) if was_here or banned else None
     if kind == CONFLICT and holding:
-        return Occasion(entry["reason"], entry["message"], warning=True)
+        return Occasion(entry["reason"], entry.get("message", ""), warning=True)
     if kind == CERTIFICATE_READY and entry["reason"] == "IssueFailed":
-        return Occasion("CertificateFailed", entry["message"], warning=True)
+        return Occasion("CertificateFailed", entry.get("message", ""), warning=True)
     if kind == CERTIFICATE_READY and holding and old.get("status") != "True":
-        return Occasion("CertificateIssued", entry["message"])
+        return Occasion("CertificateIssued", entry.get("message", ""))
     return None
 
 

@@ -28,7 +28,7 @@ from arhat.executor.logs.reading import Reading
 from arhat.executor.logs.selection import Selection
 from arhat.interfaces import ProcessHost
 from tether.errors import Reason, ResetCode
-from tether.link.tasks import spawn
+from tether.tasks import spawn
 
 #: How often ``journalctl`` may end by itself without an entry in between.
 ATTEMPTS = 5

@@ -41,9 +41,9 @@ class Places:
     statistics: Path = Path("/proc/stat")
 
     @classmethod
-    def of_host(cls) -> Places:
-        """The usual places."""
-        return cls(journalctl())
+    def of_host(cls, journal: str = "") -> Places:
+        """The usual places; ``journal`` is the folder of another journal than the host's."""
+        return cls(journalctl(journal))
 
     def booted(self) -> int:
         """When this boot began, in nanoseconds; 0 if nothing tells."""
@@ -72,7 +72,7 @@ class LogReading:
         self._host = host
         self._account = account
         self._files = AllowedFiles(config.log_files, account)
-        self._places = Places.of_host() if places is None else places
+        self._places = Places.of_host(config.journal) if places is None else places
         self._now = now
 
     def __call__(self, request: Logs, channel: Channel) -> Receiver:

@@ -582,6 +582,25 @@ class DeletionTests(Case):
         self.assertIsNone(world.stored(EDGEDEVICES))
         self.assertIsNone(world.stored(NODES))
 
+    def test_rights_gone_before_the_device(self) -> None:
+        """While a namespace goes, its EdgeDevices last, the missing rights are not asked for in a loop."""
+        world = self.lead()
+
+        def refuse(request: Request) -> None:
+            if request.namespace == "edge" and request.plural in ("pods", "serviceaccounts"):
+                raise Refusal(403, "Forbidden", "the Role is gone already")
+
+        world.delete(PODS, "dev")
+        world.server.before = refuse
+        before = len(world.server.requests)
+        world.settle(20)
+        asked = [one.plural for one in world.server.requests[before:] if one.method == "POST"]
+        self.assertLessEqual(asked.count("pods"), 1)
+        world.delete(EDGEDEVICES, "dev")
+        world.settle(2)
+        self.assertIsNone(world.stored(EDGEDEVICES))
+        self.assertIsNone(world.stored(NODES))
+
     def test_rights_gone_before_the_start(self) -> None:
         """Nor does it when we begin to lead only then, and never see its pods."""
         world = self.lead()

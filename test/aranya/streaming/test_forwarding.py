@@ -12,8 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
 from aranya.interfaces import ForwardStream
+from aranya.streaming import forwarding
 from aranya.streaming.carrier import IDLE_SECONDS, PROBE_SECONDS
-from aranya.streaming.forwarding import MAX_STREAMS, PAIRING_SECONDS, forward_streams, read_ports
+from aranya.streaming.forwarding import PAIRING_SECONDS, forward_streams, read_ports
 from aranya.streaming.intake import EACH_LIMIT
 from aranya.streaming.negotiate import TUNNEL_PROTOCOL, Refusal
 from aranya.streaming.sessions import Session
@@ -374,10 +375,10 @@ class SpdyTests(SynchronousTestCase):
 
     def test_no_room_for_ever(self) -> None:
         """A client that opens streams without end is refused at the limit."""
+        self.patch(forwarding, "MAX_STREAMS", 200)
         running = self.make()
         data = b"".join(
-            running.client.syn(streamtype="error", port="80", requestid=str(number))
-            for number in range(MAX_STREAMS + 10)
+            running.client.syn(streamtype="error", port="80", requestid=str(number)) for number in range(210)
         )
         running.send(data)
         refused = [stream for stream in running.client.streams.values() if stream.reset == 3]

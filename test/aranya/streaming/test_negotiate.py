@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from aranya.streaming.negotiate import (
     PORT_FORWARD,
     REMOTE_COMMAND,
+    REMOTE_COMMAND_V5,
     TUNNEL_PROTOCOL,
     Answer,
     Refusal,
@@ -121,7 +122,7 @@ class WebSocketTests(SynchronousTestCase):
     def test_client_prefers(self) -> None:
         """The first of the client's protocols that is known is chosen."""
         for protocols, chosen in (
-            (("v5.channel.k8s.io",), "v5.channel.k8s.io"),
+            (("v5.channel.k8s.io", "v4.channel.k8s.io"), "v4.channel.k8s.io"),
             (("v9.channel.k8s.io, v4.base64.channel.k8s.io",), "v4.base64.channel.k8s.io"),
             (("base64.channel.k8s.io", "v4.channel.k8s.io"), "base64.channel.k8s.io"),
             ((), ""),
@@ -130,8 +131,17 @@ class WebSocketTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """An unknown protocol gets an empty 403, on which kubectl falls back to SPDY."""
-        for accepts, protocol in ((REMOTE_COMMAND, TUNNEL_PROTOCOL), (PORT_FORWARD, "v5.channel.k8s.io")):
+        for accepts, protocol in (
+            (REMOTE_COMMAND, TUNNEL_PROTOCOL),
+            (REMOTE_COMMAND, "v5.channel.k8s.io"),
+            (PORT_FORWARD, "v5.channel.k8s.io"),
+        ):
             self.assertEqual(negotiate(websocket(protocol), accepts), Refusal(403))
+
+    def test_v5(self) -> None:
+        """v5 is spoken where it was declared."""
+        answer = negotiate(websocket("v5.channel.k8s.io"), REMOTE_COMMAND_V5)
+        self.assertEqual(answer, WebSocket("v5.channel.k8s.io", KEY))
 
     def test_tunnel(self) -> None:
         """The tunnel is a protocol of port-forward."""

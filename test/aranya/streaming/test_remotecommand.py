@@ -84,7 +84,7 @@ class Exec:
         self.transport = self.wire.transport
 
     def _answer(self, request: Request) -> None:
-        self.session = exec_streams(request, self.options, self.clock, self._start)
+        self.session = exec_streams(request, self.options, self.clock, self._start, websocket_v5=True)
 
     def _start(self, streams: ClientStreams) -> Events:
         self.started.append(streams)

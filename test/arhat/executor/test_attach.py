@@ -144,9 +144,19 @@ class SharedShellTests(TestCase):
         types.data_received(Lane.MAIN, b"\x10\x11")
         self.assertFalse(channel.is_finished)
 
-    async def test_end_of_stdin(self) -> None:
-        """The end of somebody's stdin never reaches the shell."""
+    async def test_end_of_a_terminals_stdin(self) -> None:
+        """The end of a terminal's stdin is a detach: it ends well, and the shell stays."""
         channel, types = self.attach()
+        await self.say(channel, types, b"echo up$((1))", b"up1")
+        types.data_received(Lane.STDIN_END, b"\0")
+        self.assertTrue(channel.is_finished)
+        other, types = self.attach()
+        await self.say(other, types, b"echo still$((1))", b"still1")
+        self.assertIn(b"up1", other.lane(Lane.MAIN))
+
+    async def test_end_of_stdin(self) -> None:
+        """The end of a pipe never reaches the shell, and the output goes on."""
+        channel, types = self.attach(tty=False)
         await self.say(channel, types, b"echo up$((1))", b"up1")
         types.data_received(Lane.STDIN_END, b"\0")
         types.finished()

@@ -65,8 +65,8 @@ class HangupsTests(SynchronousTestCase):
         process = self.sleeper("trap '' HUP;")
         self.assertTrue(ignores_hangup(process.pid))
         self.hangups.hang_up(Leader(process.pid))
-        self.clock.advance(6)
         self.successResultOf(self.hangups.idle())
+        self.clock.advance(6)
         self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.1)
 
     def test_finished(self) -> None:
@@ -88,7 +88,7 @@ class HangupsTests(SynchronousTestCase):
     def test_nobody(self) -> None:
         """With nobody to wait for, idle fires at once, and it may be cancelled."""
         self.successResultOf(self.hangups.idle())
-        process = self.sleeper("trap '' HUP;")
+        process = self.sleeper("trap : HUP;")
         self.hangups.hang_up(Leader(process.pid))
         idle = self.hangups.idle()
         idle.addErrback(lambda _: None)

@@ -334,7 +334,7 @@ class EndTests(ProcessCase):
     async def test_goodbye_of_the_command(self) -> None:
         """A command may still clean up and write when it is hung up."""
         path = os.path.abspath(self.mktemp())
-        script = f"trap 'echo bye; echo bye > {path}; exit' HUP; echo up; sleep 30 & wait"
+        script = f"trap 'echo bye; echo bye > {path}; exit' HUP; sleep 30 & echo up; wait"
         channel, receiver = self.start("sh", "-c", script)
         await channel.until(b"up\n")
         receiver.reset(LOST)

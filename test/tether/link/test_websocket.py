@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import socket
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import (
+    Certificate,
+    PrivateCertificate,
+    optionsForClientTLS,
+)
+from twisted.internet.ssl import (
+    trustRootFromCertificates as trustRoot,
+)
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -161,6 +178,65 @@ class ConnectionTests(SocketCase):
     def test_nvx(self) -> None:
         """Masking in C is there, or a client would crawl."""
         self.assertTrue(nvx_available())
+
+
+class EncryptedTests(SocketCase):
+    """The same over mutual TLS, as it is used."""
+
+    async def test_certificates(self) -> None:
+        """Each end knows what the other proved; the socket beneath TLS is tuned, too."""
+        server_proof, client_proof = self_signed("gateway"), self_signed("dev-1")
+        endpoint = SSL4ServerEndpoint(
+            reactor,
+            0,
+            server_proof.options(Certificate(client_proof.original)),
+            interface="127.0.0.1",
+        )
+        port = await endpoint.listen(ServerFactory(self.decide, reactor))
+        self.addCleanup(port.stopListening)
+        client = Ear()
+        number = port.getHost().port
+        await wrapClientTLS(
+            optionsForClientTLS(
+                "gateway", trustRoot([Certificate(server_proof.original)]), clientCertificate=client_proof
+            ),
+            TCP4ClientEndpoint(reactor, "127.0.0.1", number),
+        ).connect(ClientFactory(f"wss://gateway:{number}", TETHER, lambda: client, reactor))
+        await client.up
+        server = self.ears[0]
+        await server.up
+        for ear, name in ((server, "CN=dev-1"), (client, "CN=gateway")):
+            self.assertEqual(ear.transport.peer_certificate().subject.rfc4514_string(), name)
+        large = os.urandom(MESSAGE_LIMIT)
+        client.transport.send(large)
+        self.assertEqual(await server.first, large)
+        layer = client.transport.transport
+        while not hasattr(layer, "socket") or not isinstance(layer.socket, socket.socket):
+            layer = layer.transport
+        self.assertEqual(layer.socket.getsockopt(socket.IPPROTO_TCP, 25), 32768)
+        await self.gone(client, server)
+
+
+def self_signed(name: str) -> PrivateCertificate:
+    """A key with its own certificate, good for ten minutes."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(minutes=5))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return PrivateCertificate.loadPEM(plain + certificate.public_bytes(pem))
 
 
 class RefusalTests(SocketCase):

@@ -254,7 +254,7 @@ class ResumeTests(SynchronousTestCase):
                 return
         self.fail("never quiet")
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     @given(st.lists(STEP, min_size=25, max_size=60))
     def test_nothing_is_lost(self, steps: list[tuple]) -> None:
         """Whatever happens, all that was said is heard in order, and everything ends."""

@@ -1,0 +1,364 @@
+"""Tests of ``aranya.device.gateway`` on a clock; over real TLS it is asked in ``test.arhat.test_dial``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from cryptography import x509
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.testing import MemoryReactorClock
+
+from aranya.certs.contexts import ServerContext
+from aranya.certs.keys import KeyPair, key_hash, key_to_pem, new_key
+from aranya.certs.requests import signing_request
+from aranya.device.admission import Admission
+from aranya.device.gateway import (
+    JOIN_PATIENCE,
+    JOINS_AT_ONCE,
+    Gateway,
+    LinkTerms,
+    device_settings,
+)
+from aranya.device.joining import Welcome
+from aranya.device.registry import Registry
+from test.aranya.device.cluster import KEY, NOW, URLS, ClusterCase
+from test.support.channels import RecordingReceiver
+from tether.errors import ResetCode
+from tether.join import Joined, JoinRefused, JoinRequest, pack_request, unpack_answer
+from tether.link.interfaces import Lane
+from tether.link.link import HELLO_PATIENCE, PeerIntroduction, Tether
+from tether.link.memory import MemoryTransport, Watch, Wire
+from tether.link.transport import MessageReceiver
+from tether.link.websocket import JOIN, TETHER, Refusal
+from tether.verbs.codec import decode_result
+from tether.verbs.requests import AskFacts, DeviceFacts, Failed, Issued, Logs, Renew, Request
+from tether.wire.mux import Role
+
+
+class GatewayCase(ClusterCase):
+    """A gateway that nobody listens for, and a device that has joined."""
+
+    grace = 0.0
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.clones: list[str] = []
+        self.registry = Registry(self.clock, lambda key, line: self.clones.append(line))
+        key = new_key()
+        pair = KeyPair(self.authority.sign_server(key.public_key(), ["gw"], NOW), key_to_pem(key))
+        welcome = Welcome(URLS, self.authority.bundle)
+        self.gateway = Gateway(
+            TCP4ServerEndpoint(MemoryReactorClock(), 8443),
+            ServerContext(pair),
+            self.authority.bundle,
+            Admission(self.lookup, self.joins.recorded_keys),
+            self.joins,
+            self.registry,
+            lambda: welcome,
+            lambda key: device_settings(key, self.lookup(key), welcome),
+            LinkTerms("aranya/1", b"c" * 16, grace=self.grace),
+            self.clock,
+        )
+        token, self.key = self.token(), new_key()
+        request = signing_request(self.key, "x")
+        chain = self.done(self.joins.redeem(KEY, token.secret, request, "a"))
+        self.certificate = x509.load_pem_x509_certificate(chain)
+
+    def transport(self, certificate: x509.Certificate | None = None) -> MemoryTransport:
+        """The controller's end of a connection."""
+        transport = MemoryTransport(self.clock, address="10.0.0.9:4711")
+        transport.certificate = certificate
+        return transport
+
+    def agent(self, instance: bytes = b"a" * 16, boot: str = "boot") -> tuple[Tether, Watch]:
+        """A device's end of a link."""
+        watch = Watch()
+        introduction = PeerIntroduction(
+            "arhat/1", instance=instance, host_boot_id=boot, facts=DeviceFacts(os="linux")
+        )
+        return Tether(
+            Role.AGENT, self.clock, introduction, Silent(), watch, grace=self.grace, keepalive=900
+        ), watch
+
+    def connect(self, agent: Tether, certificate: x509.Certificate | None = None) -> Wire:
+        """Connect, and let both talk."""
+        transport = self.transport(certificate or self.certificate)
+        ear = self.gateway.decide(TETHER, transport)
+        assert not isinstance(ear, Refusal), ear
+        wire = Wire(transport, MemoryTransport(self.clock), ear, agent.receiver())
+        wire.connect()
+        flush(wire)
+        return wire
+
+
+class Silent:
+    """An acceptor that keeps streams open."""
+
+    def stream_opened(self, request: Request, channel: object) -> RecordingReceiver:
+        """Say nothing."""
+        return RecordingReceiver()
+
+
+def flush(wire: Wire) -> None:
+    """Let both ends talk until they are quiet."""
+    for _ in range(1000):
+        if not wire.step():
+            return
+    raise AssertionError("they never are quiet")
+
+
+class DecisionTests(GatewayCase):
+    """Who is let in within the handshake."""
+
+    def refusal(self, certificate: x509.Certificate | None) -> Refusal:
+        """The answer to who stays out."""
+        decided = self.gateway.decide(TETHER, self.transport(certificate))
+        assert isinstance(decided, Refusal), decided
+        return decided
+
+    def test_no_certificate(self) -> None:
+        """Without a certificate there is only joining."""
+        self.assertEqual(self.refusal(None).status, 403)
+        self.assertNotIsInstance(self.gateway.decide(JOIN, self.transport()), Refusal)
+
+    def test_expired(self) -> None:
+        """The clock that counts is the controller's."""
+        self.clock.advance(timedelta(days=91).total_seconds())
+        self.assertIn("expired", self.refusal(self.certificate).line)
+
+    def test_banned(self) -> None:
+        """A ban counts at the next handshake."""
+        self.change({"spec": {"banned": True}})
+        self.assertIn("banned", self.refusal(self.certificate).line)
+
+    def test_settings(self) -> None:
+        """An EdgeDevice may set its keep-alive, within bounds."""
+        welcome = Welcome(URLS, b"")
+        for told, wanted in ((30, 30), (0, 15), ("x", 15), (99999, 15), (None, 15)):
+            device = {"spec": {"connectivity": {"keepaliveSeconds": told}}}
+            self.assertEqual(device_settings(KEY, device, welcome).keepalive_seconds, wanted)
+        self.assertEqual(device_settings(KEY, None, welcome).keepalive_seconds, 15)
+
+
+class LinkTests(GatewayCase):
+    """A device that was let in."""
+
+    def test_linked(self) -> None:
+        """After both Hellos the device is registered by its certificate's name, with its facts."""
+        agent, watch = self.agent()
+        self.connect(agent)
+        device = self.registry.get(KEY)
+        assert device is not None
+        self.assertEqual((device.facts.os, device.software), ("linux", "arhat/1"))
+        self.assertEqual(device.address, "10.0.0.9:4711")
+        self.assertEqual(watch.ups, [False])
+        assert agent.peer is not None and agent.peer.settings is not None
+        self.assertEqual(agent.peer.settings.urls, URLS)
+        self.assertEqual((agent.peer.settings.namespace, agent.peer.settings.name), ("edge", "pump"))
+
+    def test_no_hello(self) -> None:
+        """Who says nothing is sent away in time."""
+        transport = self.transport(self.certificate)
+        ear = self.gateway.decide(TETHER, transport)
+        assert not isinstance(ear, Refusal)
+        ear.connected(transport)
+        self.clock.advance(HELLO_PATIENCE)
+        assert transport.closed_with is not None
+        self.assertIn("Hello", transport.closed_with[1])
+
+    def test_garbage(self) -> None:
+        """Who begins with garbage, or with another frame, is sent away; later messages are not heard."""
+        for first in (b"\xff\xff\xff", b""):
+            transport = self.transport(self.certificate)
+            ear = self.gateway.decide(TETHER, transport)
+            assert not isinstance(ear, Refusal)
+            ear.connected(transport)
+            ear.message_received(first)
+            ear.message_received(b"more")
+            self.assertIsNotNone(transport.closed_with)
+            ear.connection_lost("gone")
+        self.assertIsNone(self.registry.get(KEY))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_banned_in_between(self) -> None:
+        """A ban between handshake and Hello counts."""
+        transport = self.transport(self.certificate)
+        ear = self.gateway.decide(TETHER, transport)
+        assert not isinstance(ear, Refusal)
+        self.change({"spec": {"banned": True}})
+        agent, watch = self.agent()
+        wire = Wire(transport, MemoryTransport(self.clock), ear, agent.receiver())
+        wire.connect()
+        flush(wire)
+        self.assertIsNone(self.registry.get(KEY))
+        self.assertEqual([retry for _, retry in watch.downs], [False])
+
+    def test_lost(self) -> None:
+        """A lost connection is a device that is gone."""
+        wire = self.connect(self.agent()[0])
+        wire.cut()
+        self.assertIsNone(self.registry.get(KEY))
+
+    def test_clone(self) -> None:
+        """A clone is told why it must go, and may come again."""
+        self.connect(self.agent()[0])
+        clone, watch = self.agent(b"b" * 16, "other")
+        self.connect(clone)
+        [(reason, retry)] = watch.downs
+        self.assertIn("another host", reason)
+        self.assertTrue(retry)
+
+    def test_closing(self) -> None:
+        """When the gateway closes, devices hear the reason and may come again."""
+        agent, watch = self.agent()
+        wire = self.connect(agent)
+        self.done(self.gateway.close("failover"))
+        flush(wire)
+        self.assertEqual(watch.downs, [("failover", True)])
+        self.assertIsNone(self.registry.get(KEY))
+
+    def renew(self, request: bytes) -> object:
+        """The answer to a renewal."""
+        agent, _ = self.agent()
+        wire = self.connect(agent)
+        receiver = RecordingReceiver()
+        agent.open(Renew(request), receiver).finish()
+        flush(wire)
+        return decode_result(receiver.lane(Lane.RESULT))
+
+    def test_renewal(self) -> None:
+        """A certificate is renewed for the link's identity, whatever the request says."""
+        key = new_key()
+        answer = self.renew(signing_request(key, "somebody else"))
+        assert isinstance(answer, Issued)
+        certificate = x509.load_pem_x509_certificate(answer.certificate)
+        self.assertEqual(key_hash(certificate.public_key()), key_hash(key.public_key()))
+        self.connect(self.agent(b"b" * 16)[0], certificate)
+        self.assertEqual(self.joins.recorded_keys(self.identity()), (key_hash(key.public_key()),))
+
+    def test_bad_renewal(self) -> None:
+        """A request that cannot be signed is refused with a line."""
+        answer = self.renew(b"rubbish")
+        assert isinstance(answer, Failed)
+        self.assertEqual(answer.code, ResetCode.REFUSED)
+
+    def test_nothing_else(self) -> None:
+        """A device can ask the controller for nothing but renewal."""
+        agent, _ = self.agent()
+        wire = self.connect(agent)
+        for request in (Logs(), AskFacts()):
+            receiver = RecordingReceiver()
+            agent.open(request, receiver)
+            flush(wire)
+            assert receiver.reason is not None
+            self.assertEqual(receiver.reason.code, ResetCode.UNSUPPORTED)
+
+
+class GraceTests(GatewayCase):
+    """With a grace, sessions outlive a connection."""
+
+    grace = 60.0
+
+    def open(self) -> tuple[Tether, Wire, RecordingReceiver]:
+        """A device with a session on it."""
+        agent, _ = self.agent()
+        wire = self.connect(agent)
+        receiver = RecordingReceiver()
+        device = self.registry.get(KEY)
+        assert device is not None
+        device.open(Logs(), receiver)
+        flush(wire)
+        return agent, wire, receiver
+
+    def test_resumed(self) -> None:
+        """The same process finds its sessions on the next connection."""
+        agent, wire, receiver = self.open()
+        wire.cut()
+        self.assertIsNone(self.registry.get(KEY))
+        self.connect(agent)
+        self.assertIsNotNone(self.registry.get(KEY))
+        self.assertIsNone(receiver.reason)
+
+    def test_another_process(self) -> None:
+        """Another process of the device ends the sessions of the former one at once."""
+        _, wire, receiver = self.open()
+        wire.cut()
+        self.connect(self.agent(b"b" * 16)[0])
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.code, ResetCode.LOST)
+
+    def test_too_late(self) -> None:
+        """After the grace the sessions are over."""
+        _, wire, receiver = self.open()
+        wire.cut()
+        self.clock.advance(61)
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.code, ResetCode.LOST)
+
+
+class JoinTests(GatewayCase):
+    """One question, one answer."""
+
+    def conversation(self) -> tuple[MessageReceiver, MemoryTransport]:
+        """A ``join.v1`` connection."""
+        transport = self.transport()
+        ear = self.gateway.decide(JOIN, transport)
+        assert not isinstance(ear, Refusal)
+        ear.connected(transport)
+        return ear, transport
+
+    def ask(self, message: bytes) -> object:
+        """The answer."""
+        ear, transport = self.conversation()
+        ear.message_received(message)
+        answer = unpack_answer(transport.sent.popleft())
+        self.assertEqual(transport.closed_with, (1000, ""))
+        ear.connection_lost("done")
+        return answer
+
+    def test_joined(self) -> None:
+        """The answer holds certificate, authority and URLs."""
+        token = self.token("n2")
+        request = JoinRequest("edge", "pump", token.secret, signing_request(new_key(), "x"))
+        answer = self.ask(pack_request(request))
+        assert isinstance(answer, Joined)
+        self.assertEqual((answer.ca_bundle, answer.urls), (self.authority.bundle, URLS))
+
+    def test_refused(self) -> None:
+        """A wrong secret and garbage are answered with one line."""
+        request = JoinRequest("edge", "pump", b"wrong", signing_request(new_key(), "x"))
+        for message in (pack_request(request), b"\xff\xff"):
+            answer = self.ask(message)
+            assert isinstance(answer, JoinRefused)
+            self.assertTrue(answer.reason)
+
+    def test_hostile_names(self) -> None:
+        """Names off the wire reach neither logs nor messages as they came."""
+        request = JoinRequest("a\x1b[2J" * 50, "b\nc", b"x", signing_request(new_key(), "x"))
+        answer = self.ask(pack_request(request))
+        assert isinstance(answer, JoinRefused)
+        self.assertTrue(answer.reason.isprintable())
+
+    def test_server_trouble(self) -> None:
+        """If the API server fails, the device hears that its token is still good."""
+        token = self.token("n2")
+        self.server.fail_next(10)
+        request = JoinRequest("edge", "pump", token.secret, signing_request(new_key(), "x"))
+        answer = self.ask(pack_request(request))
+        assert isinstance(answer, JoinRefused)
+        self.assertIn("same token", answer.reason)
+
+    def test_silence(self) -> None:
+        """Who does not ask in time is cut off."""
+        _, transport = self.conversation()
+        self.clock.advance(JOIN_PATIENCE)
+        self.assertIsNotNone(transport.closed_with)
+
+    def test_crowd(self) -> None:
+        """Only so many join at once; whoever leaves makes room."""
+        ears = [self.conversation()[0] for _ in range(JOINS_AT_ONCE)]
+        decided = self.gateway.decide(JOIN, self.transport())
+        assert isinstance(decided, Refusal)
+        self.assertEqual(decided.status, 503)
+        ears[0].connection_lost("gone")
+        self.assertNotIsInstance(self.gateway.decide(JOIN, self.transport()), Refusal)

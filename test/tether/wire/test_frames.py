@@ -1,0 +1,133 @@
+"""Tests for ``tether.wire.frames``."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from tether.errors import Reason, RemoteViolation, ResetCode
+from tether.schema import tether_pb2 as schema
+from tether.verbs.codec import encode_facts, encode_request, encode_settings
+from tether.verbs.requests import DeviceFacts, Exec, Settings
+from tether.wire.frames import (
+    FRAMES_LIMIT,
+    MESSAGE_LIMIT,
+    PAYLOAD_LIMIT,
+    TEXT_LIMIT,
+    Credit,
+    Data,
+    Finish,
+    Frame,
+    Goodbye,
+    Hello,
+    Open,
+    Ping,
+    Pong,
+    Reset,
+    StreamState,
+    decode,
+    encode,
+)
+
+IDS = st.integers(0, (1 << 64) - 1)
+OFFSETS = st.integers(0, 1 << 62)
+ANY = st.one_of(
+    st.builds(
+        Hello,
+        software=st.text(max_size=20),
+        capabilities=st.frozensets(st.text(max_size=9), max_size=4),
+        instance=st.binary(min_size=16, max_size=16),
+        host_boot_id=st.text(max_size=9),
+        facts=st.sampled_from((None, encode_facts(DeviceFacts(os="linux", labels={"a": "b"})))),
+        settings=st.sampled_from((None, encode_settings(Settings("ns", "dev")))),
+        window=st.integers(0, 1 << 26),
+        streams=st.lists(st.builds(StreamState, IDS, OFFSETS, OFFSETS), max_size=3).map(tuple),
+        peer_instance=st.sampled_from((b"", b"p" * 16)),
+    ),
+    st.builds(
+        Open, IDS, st.integers(0, 1 << 26), st.sampled_from((b"", encode_request(Exec((b"a", b"\xff")))))
+    ),
+    st.builds(Data, IDS, OFFSETS, st.integers(0, 9), st.binary(min_size=1, max_size=50)),
+    st.builds(Credit, IDS, OFFSETS, OFFSETS),
+    st.builds(Finish, IDS, OFFSETS),
+    st.builds(Reset, IDS, OFFSETS, st.builds(Reason, st.sampled_from(ResetCode), st.text(max_size=9))),
+    st.builds(Ping, IDS),
+    st.builds(Pong, IDS),
+    st.builds(Goodbye, st.text(max_size=9), st.booleans()),
+)
+
+
+def encode_large(size: int) -> bytes:
+    """A message with one field of ``size`` bytes that nobody knows."""
+    length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+    return b"\xfa\x07" + length + b"x" * size
+
+
+class FramesTests(SynchronousTestCase):
+    """Frames as bytes, and back."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(ANY, max_size=5))
+    def test_there_and_back(self, said: list[Frame]) -> None:
+        """Every frame comes out as it went in."""
+        self.assertEqual(decode(encode(said)), said)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.binary(max_size=100))
+    def test_garbage(self, message: bytes) -> None:
+        """Any bytes are frames or a violation."""
+        try:
+            decode(message)
+        except RemoteViolation:
+            pass
+
+    def test_newer_kinds(self) -> None:
+        """Frames and fields of a newer peer are left out."""
+        message = encode([Ping(1)]) + b"\x0a\x04\xfa\x07\x01x" + encode([Ping(2)]) + b"\xf8\x07\x01"
+        self.assertEqual(decode(message), [Ping(1), Ping(2)])
+
+    def test_unknown_code(self) -> None:
+        """A reset code of a newer peer is unspecified."""
+        message = schema.Message()
+        message.frames.add().reset.code = 77  # type: ignore[assignment]  # an enum is an int on the wire
+        self.assertEqual(
+            decode(message.SerializeToString()), [Reset(0, 0, Reason(ResetCode.UNSPECIFIED, ""))]
+        )
+
+    def test_caps(self) -> None:
+        """Whatever is too long, too many or of another protocol is a violation with its reason."""
+        hello = Hello(instance=b"i" * 16)
+        for message, reason in (
+            (b"\x00" * (MESSAGE_LIMIT + 1), "a message of"),
+            (encode([Ping(0)] * (FRAMES_LIMIT + 1)), "frames, more than"),
+            (encode([Data(1, 0, 0, b"x" * (PAYLOAD_LIMIT + 1))]), "a data frame of"),
+            (encode([Data(1, 0, 0, b"")]), "a data frame of 0"),
+            (encode([Hello(instance=b"i" * 16, protocol=9)]), "speaks protocol 9"),
+            (encode([Hello(instance=b"i" * 16, peer_instance=b"x")]), "a peer instance of"),
+            (
+                encode([Hello(instance=b"i" * 16, capabilities=frozenset(map(str, range(65))))]),
+                "capabilities",
+            ),
+            (
+                encode([Hello(instance=b"i" * 16, streams=(StreamState(1, 1, 1),) * 8193)]),
+                "streams held, more than",
+            ),
+            (encode([Open(1, 1, encode_large(1024 * 1024 + 1))]), "a request of"),
+            (encode([Hello(instance=b"i" * 16, facts=encode_large(300_000))]), "an introduction is longer"),
+            (b"\xff", "does not parse"),
+        ):
+            with self.assertRaises(RemoteViolation) as caught:
+                decode(message)
+            self.assertIn(reason, str(caught.exception))
+        self.assertEqual(decode(encode([hello])), [hello])
+
+    def test_long_text(self) -> None:
+        """A reason that is too long is cut on the way out, refused on the way in."""
+        [frame] = decode(encode([Goodbye("x" * 5000, True)]))
+        assert isinstance(frame, Goodbye)
+        self.assertEqual(len(frame.reason), TEXT_LIMIT)
+        message = schema.Message()
+        message.frames.add().goodbye.reason = "x" * 5000
+        with self.assertRaises(RemoteViolation):
+            decode(message.SerializeToString())
