@@ -42,7 +42,7 @@ from aranya.certs.verification import moment
 from aranya.device.records import PendingJoin, Record, Records, without_join
 from aranya.device.storage import JOIN_EXPIRES, join_secret_name
 from aranya.interfaces import Kubernetes, Object, Patch
-from aranya.kube.errors import ApiError, Conflict, NotFound
+from aranya.kube.errors import ApiError, Conflict, KubeError, NotFound
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, owner_reference, rfc3339, uid_of
 from aranya.names import JOIN_ANNOTATION, DeviceIdentity, DeviceKey
 from tether.join import Token
@@ -60,7 +60,7 @@ class JoinDenied(Exception):
     """A device may not join or renew, and why in one line."""
 
 
-class JoinImpossible(Exception):
+class JoinImpossible(KubeError):
     """A token cannot be made, and why in one line."""
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from twisted.internet import reactor as running
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from zope.interface import implementer
 
 from arhat import node
 from arhat.config import Config
@@ -27,7 +26,7 @@ from arhat.executor.ending import Deaf
 from arhat.identity import State
 from arhat.joining import join, read_token
 from tether.errors import Reason, ResetCode
-from tether.link.interfaces import Acceptor, Channel, Receiver
+from tether.link.interfaces import Channel, Receiver
 from tether.link.link import PeerIntroduction
 from tether.verbs.requests import Request
 
@@ -35,7 +34,6 @@ reactor: Any = running
 _SOFTWARE = "bench"
 
 
-@implementer(Acceptor)
 class Nothing:
     """Nobody opens anything on these devices."""
 

@@ -302,10 +302,13 @@ class Site:
         return ""
 
     def wait_online(self, name: str, seconds: float = 30) -> None:
-        """Wait until the device's pod is Ready: kubectl may reach it."""
+        """Wait until kubectl reaches the device; a Ready condition may be that of an earlier link."""
         wait_until(
             f"{name} is online",
-            lambda: self.condition("pod", name, "Ready") == "True",
+            lambda: (
+                self.condition("pod", name, "Ready") == "True"
+                and self.edge.run("exec", name, "--", "true").code == 0
+            ),
             seconds,
             self.explain,
         )

@@ -88,7 +88,7 @@ class LifeTests(ExecCase):
         for namespace in (OWN_NAMESPACE, DEVICE_NAMESPACE):
             done = self.site.admin.run("get", "secrets", "-n", namespace, "-o", "name")
             self.assertNotIn(b"leaving", done.out)
-        wait_until("the agent heard of it", lambda: "link" in agent.text(), 10)
+        wait_until("the agent heard of it", lambda: "the EdgeDevice was deleted" in agent.text(), 10)
         agent.kill()
         del self.site.devices["leaving"]
 

@@ -6,6 +6,7 @@ import copy
 from datetime import UTC, datetime
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from aranya.controller.controller import ControllerConfig, DeviceController
@@ -81,8 +82,6 @@ class World:
 
     def wait(self, work: Any) -> Any:
         """The outcome of a call, which the double answers at once."""
-        from twisted.internet.defer import Deferred
-
         results: list[Any] = []
         Deferred.fromCoroutine(work).addBoth(results.append)
         for _ in range(50):

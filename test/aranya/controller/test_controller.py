@@ -7,6 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.controller.controller import ControllerConfig
+from aranya.controller.devices.conditions import timestamp
 from aranya.controller.leases import DURATION
 from aranya.interfaces import Object
 from aranya.kube.errors import NotFound
@@ -178,8 +179,6 @@ class PresenceTests(Case):
         self.assertEqual(("False", "DeviceOffline"), world.condition(world.device, "Connected"))
         self.assertEqual("DeviceOffline", world.journal.reasons[-1])
         self.assertEqual("Running", world.pod["status"]["phase"])
-        from aranya.controller.devices.conditions import timestamp
-
         self.assertEqual(timestamp(went), world.device["status"]["agent"]["lastSeen"])
 
     def test_blink(self) -> None:
