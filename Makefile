@@ -1,5 +1,6 @@
 # make demo      a cluster, a device and a few kubectl commands, left running until Ctrl-C
 # make test      every test, with a real control plane
+# make soak      the long tests, whole: 1 GiB through every door, 10,000 execs
 # make lint      ruff and mypy
 # make bench     speed and size, as ratios against ssh and the bare API server
 # All set-up goes into the checkout (.venv) and the user's cache.
@@ -15,13 +16,16 @@ DEMO_CLUSTER := --kubeconfig $(KUBECONFIG)
 endif
 unexport KUBECONFIG
 
-.PHONY: demo test lint bench controlplane packages venv clean
+.PHONY: demo test soak lint bench controlplane packages venv clean
 
 demo: venv
 	@$(BIN)/python -m test.cluster.demo $(DEMO_CLUSTER)
 
 test: venv packages controlplane
 	$(BIN)/python -m twisted.trial $(TESTS)
+
+soak: venv packages controlplane
+	$(BIN)/python -m twisted.trial --temp-directory=_trial_temp_soak test.cluster.soak
 
 lint: venv
 	$(BIN)/ruff check .

@@ -94,11 +94,11 @@ def tour(site: Site) -> None:
         *("exec", "-i", DEVICE, "--", "tr", "a-z", "A-Z"),
         input=b"hello\n",
     )
-    copy = site.folder / "os-release"
+    copy = site.folder / "debian_version"
     show(
         kubectl,
-        f"kubectl cp {DEVICE}:/etc/os-release {copy}",
-        *("cp", f"{DEVICE}:/etc/os-release", str(copy)),
+        f"kubectl cp {DEVICE}:/etc/debian_version {copy}",
+        *("cp", f"{DEVICE}:/etc/debian_version", str(copy)),
     )
     show(kubectl, f"kubectl logs {DEVICE} --tail=3", "logs", DEVICE, "--tail=3")
 
