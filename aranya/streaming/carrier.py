@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Final, Protocol
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -76,6 +76,9 @@ class Carrier(TwistedProtocol):
     def connectionMade(self) -> None:
         """The transport is ours."""
         self._wire = self.transport
+        if ITCPTransport.providedBy(self._wire):
+            # A keystroke's echo must not wait for the acknowledgement of the one before.
+            self._wire.setTcpNoDelay(True)
         self._wire.registerProducer(self, True)
         self.moved()
         self._idle = self._clock.callLater(IDLE_SECONDS, self._is_idle)
@@ -105,7 +108,11 @@ class Carrier(TwistedProtocol):
             producer.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """There is room again."""
+        """There is room again, or the client ended TLS while there was none."""
+        if not self._closing and _hung_up(self._wire):
+            # Twisted's transport waits for its producer to go, and swallows all that it writes.
+            self._wire.abortConnection()
+            return
         self._output_paused = False
         self._answers = 0
         # Another one goes first each time, lest the last never find room.
@@ -227,3 +234,8 @@ class Carrier(TwistedProtocol):
             self._idle = self._clock.callLater(left, self._is_idle)
         else:
             self._listener.connection_idle()
+
+
+def _hung_up(wire: Any) -> bool:
+    """Whether the connection beneath TLS is already on its way to its end."""
+    return bool(getattr(getattr(wire, "transport", None), "disconnecting", False))

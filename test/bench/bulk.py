@@ -7,7 +7,8 @@ import functools
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from test.bench.child import DIES_WITH_US
 from test.bench.cluster import Ground
@@ -17,6 +18,7 @@ from test.bench.report import ARANYA, FLOOR, SPDY, SSH, Goal, Report, Row, in_tu
 from test.bench.target import LENGTH
 
 STAGE = "Bytes"
+Whom = TypeVar("Whom", Contender, int)
 _MB = 1e6
 _GB = 1e9
 _CHUNK = 256 * 1024
@@ -41,7 +43,7 @@ def measure(ground: Ground, report: Report, size: int, rounds: int) -> None:
         _add_burnt(report, what, burnt)
     big.unlink()
 
-    names = (ARANYA, SSH, FLOOR)
+    names = (ARANYA, SPDY, SSH, FLOOR)
     with contextlib.ExitStack() as opened:
         ports = {
             name: opened.enter_context(contender.forward(ground.target))
@@ -53,7 +55,7 @@ def measure(ground: Ground, report: Report, size: int, rounds: int) -> None:
                 name: functools.partial(_counted, carry, port, size, burnt.setdefault(name, []), ground)
                 for name, port in ports.items()
             }
-            goals = (Goal(ARANYA, at_least=0.6, against=FLOOR), Goal(ARANYA, at_least=0.7, against=SSH))
+            goals = (Goal(SPDY, at_least=0.6, against=FLOOR), Goal(SPDY, at_least=0.7, against=SSH))
             report.add(STAGE, Row(what, "MB/s", in_turns(measures, rounds, median), goals))
             _add_burnt(report, what, burnt)
 
@@ -64,11 +66,13 @@ def _add_burnt(report: Report, what: str, burnt: dict[str, list[float]]) -> None
     report.add(STAGE, Row(f"{what}: CPU of aranya + arhat", "s per GB", values, goals))
 
 
-def _counted(way, whom, size: int, burnt: list[float], ground: Ground) -> float:  # type: ignore[no-untyped-def]
+def _counted(
+    way: Callable[[Whom, int], float], whom: Whom, size: int, burnt: list[float], ground: Ground
+) -> float:
     processors = Processors(ground.daemons)
     rate = way(whom, size)
     burnt.append(processors.used() / (size / _GB))
-    return float(rate)
+    return rate
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ _MOST_STREAMS = 4096
 class Kubelet(Protocol):
     """One connection of the API server."""
 
+    transport: Any  # TLS: more than its interface says
+
     def __init__(self) -> None:
         self._head = b""
         self._spdy: Connection | None = None
@@ -231,11 +233,12 @@ class Kubelet(Protocol):
 class Target(Protocol):
     """One forwarded connection's far end."""
 
+    transport: Any
+
     def __init__(self, kubelet: Kubelet, stream: int, error: int) -> None:
         self._kubelet = kubelet
         self.stream = stream
         self.error = error
-        self.transport: Any = None
 
     def connectionMade(self) -> None:
         """It accepted."""

@@ -12,7 +12,6 @@ import json
 import selectors
 import socket
 import struct
-import sys
 from collections.abc import Callable
 
 LENGTH = struct.Struct(">Q")
@@ -104,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
