@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 import yaml
 
-_SERVICE_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-
 #: Options that may be given more than once.
 REPEATABLE = ("gateway-url", "replica-address")
 
@@ -126,7 +124,8 @@ def check_url(source: str, url: str) -> None:
         port = parts.port
     except ValueError:
         raise ConfigError(f"{source}: {url!r} has no valid port; expected wss://HOST[:PORT]") from None
-    if parts.scheme != "wss" or not parts.hostname or parts.username or parts.query or port == 0:
+    more = parts.username or parts.query or parts.fragment
+    if parts.scheme != "wss" or not parts.hostname or more or port == 0:
         raise ConfigError(f"{source}: {url!r} is not wss://HOST[:PORT]")
 
 
@@ -150,18 +149,6 @@ def _seconds(source: str, value: Any) -> float:
     return seconds
 
 
-def own_namespace(config: Config, context_namespace: str) -> str:
-    """Where aranya keeps its own objects: option, pod, kubeconfig's context, ``default``."""
-    if config.namespace:
-        return config.namespace
-    if not config.kubeconfig and not config.context:
-        try:
-            return _SERVICE_NAMESPACE.read_text("utf-8").strip()
-        except OSError:
-            pass
-    return context_namespace or "default"
-
-
 def own_identity(config: Config, environment: Mapping[str, str]) -> str:
     """The name in the leader election: option, ``$POD_NAME``, else host name and pid."""
     return config.identity or environment.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}"
@@ -177,5 +164,5 @@ def route_to(host: str, port: int) -> str:
         with socket.socket(family, kind) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
-    except OSError as why:
+    except (OSError, UnicodeError) as why:
         raise ConfigError(f"no route to the API server {host}: {why}; give --node-address") from None

@@ -25,7 +25,7 @@ from enum import Enum
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -241,7 +241,14 @@ class Election(Service):
             raise Unreachable("the API server did not answer in time")
 
         attempt: Deferred[bool] = Deferred.fromCoroutine(self._take_or_renew())
-        return await attempt.addTimeout(seconds, self._clock, late)
+        try:
+            return await attempt.addTimeout(seconds, self._clock, late)
+        except (KubeError, CancelledError):
+            raise
+        except Exception as error:
+            # Whatever it is, a leader must not lead on without renewing, nor a candidate fall asleep.
+            self._log.failure("an attempt at the lease failed: a bug")
+            raise Unreachable(f"an attempt at the lease failed: {error!r}") from error
 
     async def _take_or_renew(self) -> bool:
         began = self._clock.seconds()

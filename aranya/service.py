@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from cryptography.x509 import load_pem_x509_certificates
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -36,7 +37,7 @@ from aranya.certs.gateway import (
 from aranya.certs.issuer import SubjectParts, issue_serving_certificate
 from aranya.certs.keys import KeyPair, PairUnusable
 from aranya.certs.verification import moment
-from aranya.config import Config, ConfigError, own_identity, own_namespace, route_to
+from aranya.config import Config, ConfigError, own_identity, route_to
 from aranya.controller.controller import ControllerConfig, DeviceController
 from aranya.device.admission import Admission
 from aranya.device.gateway import Gateway, LinkTerms, device_settings
@@ -61,6 +62,11 @@ from tether.version import VERSION
 
 #: The Lease that says who leads, in ``--namespace``.
 LEASE = "aranya"
+#: From so long before its end on, each leader tells that the authority of the devices ends.
+AUTHORITY_NOTICE = timedelta(days=365)
+
+#: What an endpoint raises that cannot listen; the second for a port beyond 65535.
+_NO_PORT = (CannotListenError, OverflowError)
 
 _log = Logger()
 
@@ -69,24 +75,25 @@ async def build(
     config: Config, environment: Mapping[str, str], reactor: Any, fail: Callable[[str], None]
 ) -> IService:
     """Find the cluster and wire the service. Raises ``Fatal``; ``fail`` ends the daemon later."""
+    in_thread = threads_of(reactor)
     try:
-        access = await load_access(threads_of(reactor), config.kubeconfig, config.context)
-        parts = urlsplit(access.base_url)
-        host, port = parts.hostname or "", parts.port or 443
-        address = config.node_address or environment.get("HOST_IP") or route_to(host, port)
+        access = await load_access(in_thread, config.kubeconfig, config.context)
+        address = config.node_address or environment.get("HOST_IP", "")
+        if not address:
+            # The API server's name may have to be looked up, which blocks.
+            address = await in_thread(lambda: route_to(access.host, access.port))
         urls = config.gateway_url or (_default_url(config.gateway, address),)
-        client_ca = Path(config.client_ca).read_bytes() if config.client_ca else b""
-        endpoint = serverFromString(reactor, config.gateway)
-        health = serverFromString(reactor, config.health)
-    except (CredentialsError, ConfigError) as why:
+        client_ca = _authorities(config.client_ca)
+        if config.gateway_cert:
+            # Now, and not only when this process comes to lead.
+            _files(config).read()
+        endpoint = _endpoint(reactor, "--gateway", config.gateway)
+        health = _endpoint(reactor, "--health", config.health)
+    except (CredentialsError, ConfigError, PairUnusable) as why:
         raise Fatal(str(why)) from None
-    except OSError as why:
-        raise Fatal(f"cannot read --client-ca {config.client_ca}: {why.strerror}") from None
-    except (ValueError, TypeError) as why:
-        raise Fatal(f"--gateway or --health is not a Twisted server endpoint: {why}") from None
     if not nvx_available():
         _log.warn("autobahn has no NVX here: links to devices will be slow (10 MB/s at most)")
-    namespace = own_namespace(config, access.namespace)
+    namespace = config.namespace or access.namespace or "default"
     settings = Settings(
         config=config,
         namespace=namespace,
@@ -98,6 +105,34 @@ async def build(
         host_node=environment.get("NODE_NAME", ""),
     )
     return Aranya(settings, ApiClient(reactor, access), endpoint, health, reactor, fail)
+
+
+def _authorities(file: str) -> bytes:
+    """The certificates in ``--client-ca``; nothing without that option."""
+    if not file:
+        return b""
+    try:
+        bundle = Path(file).read_bytes()
+        load_pem_x509_certificates(bundle)
+    except OSError as why:
+        raise ConfigError(f"cannot read --client-ca {file}: {why.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"--client-ca {file} holds no certificate") from None
+    return bundle
+
+
+def _files(config: Config) -> CertificateFiles:
+    return CertificateFiles(Path(config.gateway_cert), Path(config.gateway_key))
+
+
+def _endpoint(reactor: Any, option: str, description: str) -> IStreamServerEndpoint:
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+    except Exception as why:
+        # Each kind of endpoint reads its own words, and fails in its own way.
+        line = " ".join(str(why).split()) or type(why).__name__
+        raise ConfigError(f"{option} {description!r} is not a Twisted server endpoint: {line}") from None
+    return endpoint
 
 
 def _default_url(gateway: str, address: str) -> str:
@@ -178,17 +213,19 @@ class Aranya(MultiService):
 
     async def _listen_for_probes(self) -> None:
         try:
-            self._listening = await self._health.listen(health_site(self._missing, self._readings))
-        except CannotListenError as why:
+            self._listening = await self._health.listen(health_site(self.missing, self.readings))
+        except _NO_PORT as why:
             self._fail(f"cannot listen on --health {self._settings.config.health}: {_words(why)}")
 
-    def _missing(self) -> str:
+    def missing(self) -> str:
+        """What this process lacks for devices to connect; "" for nothing."""
         term = self._term
         if term is None:
             return "not leading"
         return "" if term.is_open else "starting"
 
-    def _readings(self) -> Mapping[str, float]:
+    def readings(self) -> Mapping[str, float]:
+        """Numbers for ``/metrics``."""
         term = self._term
         return {
             "aranya_leading": 0.0 if term is None else 1.0,
@@ -217,7 +254,7 @@ class Aranya(MultiService):
                 )
                 await term.begin()
                 return
-            except CannotListenError as why:
+            except _NO_PORT as why:
                 self._fail(f"cannot listen on --gateway {self._settings.config.gateway}: {_words(why)}")
                 return
             except (AuthorityUnusable, PairUnusable) as why:
@@ -225,6 +262,11 @@ class Aranya(MultiService):
                 return
             except KubeError as why:
                 _log.warn("cannot begin to lead yet: {reason}", reason=str(why))
+            except CancelledError:
+                raise
+            except Exception:
+                # Who leads and does nothing would keep the others from it.
+                _log.failure("a term of leadership could not begin: a bug")
             await self._drop_term("starting again")
             await deferLater(self._reactor, wait)
             wait = min(wait * 2, 30.0)
@@ -236,11 +278,13 @@ class Aranya(MultiService):
         return spawn(self._drop_term(reason), _log, "a term of leadership did not end cleanly")
 
     async def _drop_term(self, reason: str) -> None:
-        term, self._term = self._term, None
+        term = self._term
         if term is not None:
             await term.end(
                 f"the controller is stopping: {reason}" if reason else "the controller is stopping"
             )
+            # Not before: whoever is interrupted here leaves it to the next one to end it again.
+            self._term = None
 
 
 class Term:
@@ -253,7 +297,6 @@ class Term:
         authority: Authority,
         certificate: KeyPair,
         source: Source,
-        brought: KeyPair | None,
         gateway: IStreamServerEndpoint,
         reactor: Any,
         recorder: Recorder,
@@ -263,7 +306,16 @@ class Term:
     ) -> None:
         config = settings.config
         context = ServerContext(certificate)
-        welcome = Welcome(settings.urls, trusted_by_devices(authority, brought))
+
+        def welcome_with(pair: KeyPair) -> Welcome:
+            brought = pair if config.gateway_cert else None
+            return Welcome(settings.urls, trusted_by_devices(authority, brought))
+
+        def welcome() -> Welcome:
+            return self._welcome
+
+        def renewed(pair: KeyPair) -> None:
+            self._welcome = welcome_with(pair)
 
         def lookup(key: DeviceKey) -> Object | None:
             return self.controller.lookup(key)
@@ -280,9 +332,10 @@ class Term:
             return await issue_serving_certificate(api, node, addresses, reactor, parts=parts)
 
         self.is_open = False
+        self._welcome = welcome_with(certificate)
         self.registry = Registry(reactor, cloned)
         self._records = Records(api, settings.namespace)
-        joins = Joins(api, authority, self._records, lambda: welcome, lookup, reactor, rejoined)
+        joins = Joins(api, authority, self._records, welcome, lookup, reactor, rejoined)
         door = Door(
             Authentication(api, client_ca, reactor, lambda: moment(reactor.seconds())),
             Authorization(api, reactor),
@@ -308,7 +361,7 @@ class Term:
             ),
             issue,
         )
-        self._certificate = GatewayCertificate(source, context, reactor)
+        self._certificate = GatewayCertificate(source, context, reactor, renewed)
         self._gateway = Gateway(
             gateway,
             context,
@@ -316,8 +369,8 @@ class Term:
             Admission(lookup, joins.recorded_keys),
             joins,
             self.registry,
-            lambda: welcome,
-            lambda key: device_settings(key, lookup(key), welcome),
+            welcome,
+            lambda key: device_settings(key, lookup(key), welcome()),
             LinkTerms(software=f"aranya/{VERSION}", instance=instance),
             reactor,
         )
@@ -340,9 +393,16 @@ class Term:
         config = settings.config
         now = moment(reactor.seconds())
         authority = await load_authority(api, settings.namespace, now)
+        end = authority.certificate.not_valid_after_utc
+        if end - now < AUTHORITY_NOTICE:
+            _log.warn(
+                "the authority of all devices ends on {day}; delete Secret aranya-ca before, "
+                "restart, and let every device join anew",
+                day=f"{end:%Y-%m-%d}",
+            )
         source: Source
         if config.gateway_cert:
-            source = CertificateFiles(Path(config.gateway_cert), Path(config.gateway_key))
+            source = _files(config)
         else:
             source = OwnCertificate(api, settings.namespace, authority, hosts_of_urls(settings.urls))
         certificate = await source.load(now)
@@ -352,7 +412,6 @@ class Term:
             authority,
             certificate,
             source,
-            certificate if config.gateway_cert else None,
             gateway,
             reactor,
             recorder,
@@ -374,6 +433,8 @@ class Term:
     async def end(self, reason: str) -> None:
         """Stop everything, and tell kubectls and devices why."""
         self.is_open = False
+        # The controller forgets the EdgeDevices when it stops; nobody may ask for them after that.
+        await self._gateway.stop_listening()
         await _ended(self.controller.stopService() if self.controller.running else None)
         if self._certificate.running:
             await _ended(self._certificate.stopService())
@@ -386,5 +447,6 @@ async def _ended(stopping: Any) -> None:
         await stopping
 
 
-def _words(why: CannotListenError) -> str:
-    return str(why.socketError.strerror or why.socketError) if why.socketError else str(why)
+def _words(why: Exception) -> str:
+    cause = why.socketError if isinstance(why, CannotListenError) else None
+    return str(getattr(cause, "strerror", None) or cause or why)

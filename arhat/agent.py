@@ -33,6 +33,9 @@ NAMES: Mapping[type[Request], str] = {
 
 STOPPING = Reason(ResetCode.INTERNAL, "arhat is stopping")
 
+#: The most seconds that processes have to go when the agent stops, whatever the owner's ``kill-grace``.
+STOP_GRACE = 5.0
+
 
 class Agent:
     """Accepts what the controller opens, within the owner's policy.
@@ -90,6 +93,7 @@ class Agent:
     def stop(self) -> Deferred[None]:
         """End all sessions and the shared shell; fires when their processes had their grace."""
         self._stopping = True
+        self._hangups.hurry(STOP_GRACE)
         for session, channel in list(self._sessions.items()):
             channel.reset(STOPPING)
             session.reset(STOPPING)

@@ -24,6 +24,10 @@ VERBS = ("exec", "attach", "logs", "port-forward")
 #: The device's own loopback, any port.
 LOOPBACK = (ForwardRule("127.0.0.0/8", 1, 65535), ForwardRule("::1/128", 1, 65535))
 
+#: As many rules and labels as aranya takes note of.
+_RULES_LIMIT = 256
+_LABELS_LIMIT = 32
+
 #: Label keys with these suffixes belong to Kubernetes or to aranya.
 _RESERVED_LABELS = ("kubernetes.io", "k8s.io", "arhat.dev")
 
@@ -142,7 +146,10 @@ def _path(key: str, value: object) -> dict[str, Any]:
 
 
 def _forward(key: str, value: object) -> dict[str, Any]:
-    return {"forward": tuple(rule for text in _strings(key, value) for rule in forward_rules(text))}
+    rules = tuple(rule for text in _strings(key, value) for rule in forward_rules(text))
+    if len(rules) > _RULES_LIMIT:
+        raise ConfigError(f"{key}: {len(rules)} rules are too many; {_RULES_LIMIT} can be told to aranya")
+    return {"forward": rules}
 
 
 def forward_rules(text: str) -> tuple[ForwardRule, ...]:
@@ -205,6 +212,8 @@ def _logs(key: str, value: object) -> dict[str, Any]:
 
 def _labels(key: str, value: object) -> dict[str, Any]:
     labels = _mapping(key, value)
+    if len(labels) > _LABELS_LIMIT:
+        raise ConfigError(f"{key}: {len(labels)} are too many; {_LABELS_LIMIT} can be told to aranya")
     for name, text in labels.items():
         prefix, slash, local = name.rpartition("/")
         if any(prefix == reserved or prefix.endswith("." + reserved) for reserved in _RESERVED_LABELS):

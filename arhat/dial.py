@@ -2,21 +2,24 @@
 
 The law of waiting
     Each round tries every URL in order. After a round that led to nothing the next one
-    waits a random time up to a bound that doubles from half a second to thirty; a link
-    that lived for a while sets the bound back. The whole range is random ("full
+    waits a random time up to a bound that doubles from half a second to fifteen; a link
+    that lived for a while sets the bound back, and a short one nearly so. The whole range is random ("full
     jitter"), for when a controller restarts every device has lost its link in
     the same moment. Who was refused, or was told not to come back, asks again
     after a minute or two: a ban may be lifted, and nobody restarts an agent for that.
+    An answer of 500 and up is no refusal: some proxy's gateway is not there just now.
 
 The certificate is renewed over the link at two thirds of its life and used from the
-next connection on. What the controller tells about URLs and authorities is kept.
+next connection on. What the controller tells about URLs and authorities is kept; the
+URL that works now stays the last resort until another has worked, for a mistake in
+what is told must not lose a device for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from random import Random
 
 from twisted.application.service import Service
@@ -32,13 +35,13 @@ from tether.link.call import ask
 from tether.link.interfaces import Acceptor, Link
 from tether.link.link import PeerIntroduction, Tether
 from tether.link.transport import MessageReceiver, MessageTransport
-from tether.link.websocket import TETHER, ClientFactory
+from tether.link.websocket import TETHER, ClientFactory, Refusal
 from tether.tasks import spawn
 from tether.verbs.requests import Failed, Issued, Renew, Settings
 from tether.wire.mux import Role
 
 FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
+LONGEST_WAIT = 15.0
 #: Who was refused comes again after this long, and up to twice as long.
 REFUSED_WAIT = 60.0
 #: A link that lived so long was a good one.
@@ -49,8 +52,6 @@ GOODBYE_PATIENCE = 2.0
 RENEWAL_LOOK = 3600.0
 RENEWAL_PATIENCE = 60.0
 
-_REFUSED = "the gateway refused"
-
 
 def seconds_to_wait(failures: int, refused: bool, random: Random) -> float:
     """How long until the next round, after so many rounds in a row that led to nothing."""
@@ -59,11 +60,22 @@ def seconds_to_wait(failures: int, refused: bool, random: Random) -> float:
     return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 10)))
 
 
+def failures_after(failures: int, life: float) -> int:
+    """How many failures count after an attempt whose link lived for ``life`` seconds (0: there was none).
+
+    A short link counts for little: the controller is there, and may just be starting anew.
+    """
+    if life >= GOOD_LIFE:
+        return 0
+    return min(failures, 1) + 1 if life else failures + 1
+
+
 class Dial(Service):
     """Keeps the link of one identity up while it runs.
 
     ``introduce`` is asked before each connection, for facts change; its ``instance``
     must stay the same. ``acceptor`` gets the streams that the controller opens.
+    ``now`` is the wall clock, against which certificates are held.
     """
 
     _log = Logger()
@@ -76,6 +88,7 @@ class Dial(Service):
         acceptor: Acceptor,
         introduce: Callable[[], PeerIntroduction],
         environment: Mapping[str, str],
+        now: Callable[[], datetime],
         *,
         grace: float = 0.0,
         random: Random | None = None,
@@ -85,6 +98,7 @@ class Dial(Service):
         self._identity = identity
         self._introduce = introduce
         self._environment = environment
+        self._now = now
         self._random = random or Random()
         introduction = introduce()
         self._software = introduction.software
@@ -153,9 +167,11 @@ class Dial(Service):
                 if outcome.life:
                     # It worked; after it ended the first URL is the best again.
                     break
-            failures = 0 if outcome.life >= GOOD_LIFE else failures + 1
+            failures = failures_after(failures, outcome.life)
             wait = seconds_to_wait(failures, outcome.refused, self._random)
             self._say(outcome.trouble, wait)
+            if outcome.refused:
+                self._read_again()
             await deferLater(self._reactor, wait, lambda: None)
 
     async def _attempt(self, url: str) -> _Outcome:
@@ -163,6 +179,7 @@ class Dial(Service):
         identity, now = self._identity, self._now()
         self._url, self._up_since, self._farewell = url, None, None
         trust: GatewayTrust | None = None
+        factory: ClientFactory | None = None
         present = self._present = _Connection(self._tether.receiver())
         try:
             self._tether.introduce_as(self._introduce())
@@ -183,12 +200,18 @@ class Dial(Service):
         except Exception as error:
             # Of the many ways in which a network fails none is a bug.
             reason = printable(str(error)) or type(error).__name__
-        return self._outcome(url, reason, trust, identity.trouble(now))
+        refusal = None if factory is None else factory.refusal
+        return self._outcome(url, reason, trust, refusal, identity.trouble(now))
 
     def _outcome(
-        self, url: str, reason: str, trust: GatewayTrust | None, certificate_trouble: str
+        self,
+        url: str,
+        reason: str,
+        trust: GatewayTrust | None,
+        refusal: Refusal | None,
+        certificate_trouble: str,
     ) -> _Outcome:
-        refused = reason.startswith(_REFUSED)
+        refused = refusal is not None and refusal.status < 500
         if self._farewell is not None:
             # The link knows better why it ended than the socket beneath it.
             reason, retry = self._farewell
@@ -203,9 +226,6 @@ class Dial(Service):
         if certificate_trouble:
             reason += f" ({certificate_trouble})"
         return _Outcome(0.0, refused, f"no connection to {url}: {reason}")
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._reactor.seconds(), UTC)
 
     def _say(self, trouble: str, wait: float) -> None:
         # One line for each change of state; a device may be off the net for weeks.
@@ -231,7 +251,7 @@ class Dial(Service):
         self._farewell = (reason, retry)
 
     def _take(self, settings: Settings) -> None:
-        urls = tuple(url for url in settings.urls if valid_url(url)) or self._identity.urls
+        urls = tuple(dict.fromkeys((*filter(valid_url, settings.urls), self._url)))
         bundle = settings.ca_bundle
         if bundle != SYSTEM_TRUST and not valid_bundle(bundle):
             bundle = self._identity.ca_bundle
@@ -247,11 +267,26 @@ class Dial(Service):
         except StateError as error:
             self._log.error("{reason}", reason=str(error))
 
+    def _read_again(self) -> None:
+        """Take a newer identity that another process left: a second agent, or a new join."""
+        try:
+            kept = self._state.load()
+        except StateError as error:
+            self._log.error("{reason}", reason=str(error))
+            return
+        if kept is not None and _since(kept) > _since(self._identity):
+            self._identity = kept
+
     # ---- renewal
 
     def _look_at_certificate(self) -> None:
         if self.is_up and self._renewing is None and self._now() >= self._identity.renewal_time():
             self._renewing = spawn(self._renew(), self._log, "cannot renew this device's certificate")
+            # Also when it has failed already.
+            self._renewing.addCallback(self._renewal_ended)
+
+    def _renewal_ended(self, _: None) -> None:
+        self._renewing = None
 
     async def _renew(self) -> None:
         try:
@@ -267,8 +302,10 @@ class Dial(Service):
             self._log.warn("the certificate was not renewed: {reason}", reason=printable(told))
         except (StreamReset, LinkLost, StateError) as error:
             self._log.warn("the certificate was not renewed: {reason}", reason=printable(str(error)))
-        finally:
-            self._renewing = None
+
+
+def _since(identity: Identity) -> datetime:
+    return identity.leaf().not_valid_before_utc
 
 
 @dataclass(frozen=True, slots=True)

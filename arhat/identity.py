@@ -4,6 +4,10 @@ The key is made here and never leaves. Everything that must fit together stands 
 one file, replaced by rename, so that a power cut leaves either the old identity or
 the new one. A key for which a certificate was asked but not yet received is kept
 apart: asking again with the same key is allowed, with another it is not.
+
+Two agents of one device may run at once (one is being replaced through the other), so
+the folder is locked for the moment of a write only, and who asks for a key while
+another waits for its certificate gets the same one.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -81,7 +86,6 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -89,25 +93,14 @@ class State:
         return self._folder
 
     def prepare(self) -> None:
-        """Make the folder, private, and hold it against a second process; raises ``StateError``."""
+        """Make the folder, private, and see that it can be written; raises ``StateError``."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(self._folder, 0o700)
-            held = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._unwritable(error) from None
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(held)
-            raise StateError(f"another arhat uses the state folder {self._folder}; stop it first") from None
-        self._held = held
-
-    def release(self) -> None:
-        """Let another process have the folder."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        with self._locked():
+            pass
 
     def load(self) -> Identity | None:
         """The identity, ``None`` before the first join; raises ``StateError``."""
@@ -142,19 +135,39 @@ class State:
             name: value.decode("ascii") if isinstance(value, bytes) else value
             for name, value in asdict(identity).items()
         }
-        self._write(_IDENTITY, json.dumps(content, indent=1).encode("utf-8"))
-        pending = self._read_next_key()
-        if pending is not None and pending == identity.key:
-            (self._folder / _NEXT_KEY).unlink(missing_ok=True)
+        with self._locked():
+            self._write(_IDENTITY, json.dumps(content, indent=1).encode("utf-8"))
+            if self._read_next_key() == identity.key:
+                (self._folder / _NEXT_KEY).unlink(missing_ok=True)
 
     def next_key(self) -> bytes:
         """The key (PEM) to ask a certificate for: the one that waits, else a fresh one."""
-        pending = self._read_next_key()
-        if pending is not None:
-            return pending
-        fresh = new_key()
-        self._write(_NEXT_KEY, fresh)
-        return fresh
+        with self._locked():
+            pending = self._read_next_key()
+            if pending is not None:
+                return pending
+            fresh = new_key()
+            self._write(_NEXT_KEY, fresh)
+            return fresh
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Be the only process that writes; raises ``StateError`` when another one does."""
+        try:
+            lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            try:
+                # Not waited for: nobody can tell how long a stopped process will hold it.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    f"another arhat writes to the state folder {self._folder} at this moment; try again"
+                ) from None
+            yield
+        finally:
+            os.close(lock)
 
     def _read_next_key(self) -> bytes | None:
         try:
@@ -241,8 +254,13 @@ def without_join(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if skip:
             skip = False
-        elif argument == "--join":
-            skip = True
-        elif not argument.startswith("--join="):
+        elif _is_join(argument.partition("=")[0]):
+            skip = "=" not in argument
+        else:
             kept.append(argument)
     return kept
+
+
+def _is_join(option: str) -> bool:
+    """Whether this is ``--join``, or short for it: options may be cut where they stay unique."""
+    return len(option) > 2 and "--join".startswith(option)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,13 @@ class Start:
 
 
 async def build(
-    start: Start, environment: Mapping[str, str], reactor: Any, joined: Callable[[], None]
+    start: Start,
+    environment: Mapping[str, str],
+    reactor: Any,
+    now: Callable[[], datetime],
+    joined: Callable[[], None],
 ) -> IService:
     """Have an identity, then wire the service. Raises ``Fatal``."""
-
-    def now() -> datetime:
-        return datetime.fromtimestamp(reactor.seconds(), UTC)
-
     state = State(start.state)
     try:
         state.prepare()
@@ -63,7 +63,6 @@ async def build(
         if start.join and must_join(identity, now()):
             identity = await join(read_token(start.join), state, reactor, now, environment, _SOFTWARE)
             _log.info("joined as {device}", device=f"{identity.namespace}/{identity.name}")
-            state.release()
             joined()
         elif start.join and identity is not None:
             _log.info(
@@ -96,17 +95,16 @@ async def build(
         told = facts()
         return PeerIntroduction(software=_SOFTWARE, instance=instance, host_boot_id=told.boot_id, facts=told)
 
-    dial = Dial(reactor, state, identity, agent, introduce, environment)
-    return Arhat(agent, dial, state)
+    dial = Dial(reactor, state, identity, agent, introduce, environment, now)
+    return Arhat(agent, dial)
 
 
 class Arhat(MultiService):
     """The link and what is done over it; stops sessions before the link."""
 
-    def __init__(self, agent: Agent, dial: Dial, state: State) -> None:
+    def __init__(self, agent: Agent, dial: Dial) -> None:
         super().__init__()
         self._agent = agent
-        self._state = state
         dial.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
@@ -118,4 +116,3 @@ class Arhat(MultiService):
         stopped = super().stopService()
         if stopped is not None:
             await stopped
-        self._state.release()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +53,19 @@ def default_state() -> Path:
     """Where an agent keeps its identity: the system's place for root, else the user's."""
     if os.geteuid() == 0:
         return Path("/var/lib/arhat")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "arhat"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "arhat"
+    except RuntimeError:
+        refuse("arhat", "this user has no home folder; give --state")
+
+
+def wait_steadily(reactor: Any) -> None:
+    """Let the reactor wait by a clock that nobody sets; to be called before anything waits.
+
+    Twisted waits by the wall clock. A device's may be hours ahead until the network sets it
+    back, and for those hours nobody would dial, or notice that the link is dead.
+    """
+    reactor.seconds = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def makeService(options: Options) -> IService:
@@ -73,7 +87,8 @@ def makeService(options: Options) -> IService:
         os.execv(sys.executable, [sys.executable, *without_join(sys.argv)])
 
     async def run(daemon: Daemon) -> IService:
-        return await build(start, os.environ, reactor, again)
+        wait_steadily(reactor)
+        return await build(start, os.environ, reactor, lambda: datetime.now(UTC), again)
 
     json_log = sys.stdout if options["log-format"] == "json" else None
     return cast(IService, Daemon("arhat", cast(DaemonReactor, reactor), run, json_log))

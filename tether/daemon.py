@@ -18,8 +18,8 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TextIO
 
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
 from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, formatEvent
@@ -85,9 +85,14 @@ class Daemon(MultiService):
         """Stop what runs, or what is being built, within ``STOP_DEADLINE``."""
         if self._building is not None:
             self._building.cancel()
-        stopped = super().stopService() or Deferred.fromCoroutine(_nothing())
-        stopped.addTimeout(STOP_DEADLINE, self._reactor)
-        return stopped.addErrback(self._stop_failed)
+        # Not ``MultiService``'s own, which leaves what a child fails with unheard.
+        Service.stopService(self)
+        stopping: list[Deferred[object]] = []
+        for child in reversed(list(self)):
+            stopped: Deferred[object] = maybeDeferred(child.stopService)
+            stopped.addTimeout(STOP_DEADLINE, self._reactor)
+            stopping.append(stopped.addErrback(self._stop_failed))
+        return DeferredList(stopping).addCallback(lambda _: None)
 
     def fail(self, line: str) -> None:
         """End the daemon with one line and exit code 1."""
@@ -100,14 +105,12 @@ class Daemon(MultiService):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
         building: Deferred[IService] = Deferred.fromCoroutine(self._build(self))
-        self._building = building.addCallbacks(self._built, self._build_failed)
+        # One after the other: a service that cannot start has failed like one that cannot be built.
+        self._building = building.addCallback(self._built).addErrback(self._build_failed)
 
     def _built(self, service: IService) -> None:
         self._building = None
-        try:
-            service.setServiceParent(self)
-        except Fatal as why:
-            self.fail(str(why))
+        service.setServiceParent(self)
 
     def _build_failed(self, failure: Failure) -> None:
         self._building = None
@@ -132,10 +135,6 @@ class Daemon(MultiService):
             self._reactor.stop()
         except ReactorNotRunning:
             self._log.debug("asked to stop while stopping")
-
-
-async def _nothing() -> None:
-    return None
 
 
 def _exit_now(code: int) -> None:

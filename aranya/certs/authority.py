@@ -149,26 +149,31 @@ async def load_authority(kubernetes: Kubernetes, namespace: str, now: datetime) 
 
 def authority_of(secret: Object, now: datetime) -> Authority:
     """The authority in a Secret; raises ``AuthorityUnusable`` when it cannot sign."""
-    where = f"Secret {AUTHORITY_SECRET}"
     try:
         chain, key = pair_of(secret).parse()
     except PairUnusable as error:
-        raise AuthorityUnusable(f"{where}: {error}") from None
+        raise _unusable(str(error)) from None
     certificate = chain[0]
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
-        raise AuthorityUnusable(f"{where}: the certificate is not an authority's") from None
+        raise _unusable("the certificate is not an authority's") from None
     if not constraints.ca:
-        raise AuthorityUnusable(f"{where}: the certificate is not an authority's")
+        raise _unusable("the certificate is not an authority's")
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise AuthorityUnusable(f"{where}: the key is not an ECDSA key")
+        raise _unusable("the key is not an ECDSA key")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise AuthorityUnusable(
-            f"{where}: valid from {certificate.not_valid_before_utc:%Y-%m-%d} "
+        raise _unusable(
+            f"valid from {certificate.not_valid_before_utc:%Y-%m-%d} "
             f"to {certificate.not_valid_after_utc:%Y-%m-%d}, not now"
         )
     return Authority(certificate, key)
+
+
+def _unusable(why: str) -> AuthorityUnusable:
+    return AuthorityUnusable(
+        f"Secret {AUTHORITY_SECRET}: {why}; repair it, or delete it and let every device join anew"
+    )
 
 
 def identity_uri(identity: DeviceIdentity) -> str:

@@ -23,9 +23,8 @@ from cryptography.x509.oid import NameOID
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from aranya.certs.authority import renewal_due
 from aranya.certs.keys import KeyPair, PairUnusable, key_to_pem, new_key
-from aranya.certs.requests import hosts_of, signing_request, spelled
+from aranya.certs.requests import signing_request
 from aranya.certs.verification import moment
 from aranya.interfaces import Kubernetes, Object
 from aranya.kube.errors import ApiError, Conflict, KubeError, NotFound
@@ -180,21 +179,3 @@ async def _wait(kubernetes: Kubernetes, name: str, clock: IReactorTime, timeout:
             raise NotIssued(f"no certificate within {timeout:.0f} s; {trouble}")
         await deferLater(clock, min(pause, left), lambda: None)
         pause = min(pause * _SLOWER, _SLOWEST)
-
-
-def serving_pair_due(pair: KeyPair, addresses: Iterable[str], now: datetime) -> bool:
-    """Whether a new certificate is due: addresses missing, two thirds of life over, not usable."""
-    try:
-        certificate = pair.parse()[0][0]
-    except PairUnusable:
-        return True
-    if certificate.not_valid_before_utc > now or renewal_due(certificate, now):
-        return True
-    return not spelled(addresses) <= hosts_of(certificate)
-
-
-def renewal_time(pair: KeyPair) -> datetime:
-    """When two thirds of the certificate's life are over; raises ``PairUnusable``."""
-    certificate = pair.parse()[0][0]
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return start + (end - start) * 2 / 3

@@ -37,7 +37,7 @@ from aranya.controller.issuing import BackgroundIssuing, Issue
 from aranya.controller.leases import NodeLeases
 from aranya.controller.sweep import Sweep
 from aranya.interfaces import Devices, Endpoints, Kubernetes, Object
-from aranya.kube.errors import Conflict, NotFound
+from aranya.kube.errors import Conflict, KubeError, NotFound
 from aranya.kube.informer import Informer
 from aranya.kube.objects import EDGEDEVICES, NODES, PODS, SECRETS, ObjectKey
 from aranya.kube.queue import ReconcileQueue
@@ -80,6 +80,10 @@ class ControllerConfig:
             host_node=self.host_node,
             last_seen_every=self.last_seen_every,
         )
+
+
+class Unsettled(KubeError):
+    """What is written does not stay as it was written; the queue's backoff bounds how often we try."""
 
 
 class DeviceController(MultiService):
@@ -314,8 +318,7 @@ class DeviceController(MultiService):
                     raise
                 seen = replace(await self._gatherer.gather(key, live=True), done=seen.done)
         else:
-            self._log.info("{device} keeps changing; coming back to it", device=str(key))
-            return 1.0
+            raise Unsettled(f"{_MOST_ROUNDS} rounds of writes, and there is still something to write")
         if leaving:
             self._memory.forget(key)
             return None

@@ -66,18 +66,26 @@ def allowed_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def reaches(rules: tuple[ForwardRule, ...], host: str, port: int) -> bool:
-    """Whether one of the rules lets a forward to ``host`` ("" is the loopback) and ``port``."""
-    candidates = (host,) if host else ("localhost", "127.0.0.1", "::1")
+    """Whether one of the rules may let a forward to ``host`` ("" is the loopback) and ``port``.
+
+    Where a name leads only the device can tell. So a name passes where any address would:
+    the device resolves it, and decides.
+    """
+    candidates = ("localhost", "127.0.0.1", "::1") if host.lower() in ("", "localhost") else (host,)
     return any(
-        rule.low <= port <= rule.high and any(_covers(rule.host, candidate) for candidate in candidates)
+        rule.low <= port <= rule.high and any(_may_cover(rule.host, candidate) for candidate in candidates)
         for rule in rules
     )
 
 
-def _covers(rule: str, host: str) -> bool:
+def _may_cover(rule: str, host: str) -> bool:
     if rule.lower().rstrip(".") == host.lower().rstrip("."):
         return True
     try:
-        return ip_address(host) in ip_network(rule, strict=False)
+        network = ip_network(rule, strict=False)
     except ValueError:
         return False
+    try:
+        return ip_address(host) in network
+    except ValueError:
+        return host != "localhost"

@@ -37,14 +37,14 @@ from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
 from tether.errors import Reason, RemoteViolation, ResetCode
 from tether.join import Joined, JoinRefused, pack_answer, printable, unpack_request
+from tether.link.arrival import Arrival
 from tether.link.interfaces import Channel, Lane, Link, Receiver
-from tether.link.link import HELLO_PATIENCE, PeerIntroduction, Tether
-from tether.link.transport import NORMAL, POLICY_VIOLATION, MessageReceiver, MessageTransport
+from tether.link.link import PeerIntroduction, Tether
+from tether.link.transport import GOING_AWAY, NORMAL, MessageReceiver, MessageTransport
 from tether.link.websocket import JOIN, Refusal, ServerFactory
 from tether.tasks import spawn
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import Failed, Issued, Renew, Request, Result, Settings
-from tether.wire import frames
 from tether.wire.mux import Role
 
 #: Seconds for one whole join, and how many may be under way at once.
@@ -52,7 +52,9 @@ JOIN_PATIENCE = 30.0
 JOINS_AT_ONCE = 64
 
 _UNSUPPORTED = Reason(ResetCode.UNSUPPORTED, "the controller does not do this for a device")
+_ONE_RENEWAL = Reason(ResetCode.LIMIT, "a renewal of this device is under way already")
 _BUSY = "too many joins at once; try again in a minute"
+_CLOSING = "the controller is stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class LinkTerms:
 
 class Gateway:
     """Listens for devices between ``listen`` and ``close``.
+
+    ``stop_listening`` comes before the EdgeDevices are forgotten, ``close`` may come after: a
+    device that is half-way in would else hear that it is unknown, and stay away for long.
 
     ``authorities`` (PEM) is who may sign devices. ``settings`` says what a device is
     told in the controller's Hello. It must listen only while this process leads, and after
@@ -101,6 +106,7 @@ class Gateway:
         self._listening: IListeningPort | None = None
         self._joining: set[_JoinConversation] = set()
         self._links: dict[DeviceKey, _DeviceLink] = {}
+        self._closing = False
 
     @property
     def address(self) -> object:
@@ -114,11 +120,10 @@ class Gateway:
             TLSMemoryBIOFactory(self._context, False, factory, self._clock)
         )
 
-    async def close(self, reason: str) -> None:
-        """Close the door and end every link; devices are told to come back."""
+    async def stop_listening(self) -> None:
+        """Close the door; who is in stays in, who is half-way in is to come again."""
+        self._closing = True
         listening, self._listening = self._listening, None
-        for link in list(self._links.values()):
-            link.close(reason)
         for conversation in list(self._joining):
             conversation.stop()
         if listening is not None:
@@ -126,8 +131,16 @@ class Gateway:
             if isinstance(stopped, Deferred):
                 await stopped
 
+    async def close(self, reason: str) -> None:
+        """Close the door and end every link; devices are told to come back."""
+        await self.stop_listening()
+        for link in list(self._links.values()):
+            link.close(reason)
+
     def decide(self, sub_protocol: str, transport: MessageTransport) -> MessageReceiver | Refusal:
         """Who hears this connection, or why it is not let in."""
+        if self._closing:
+            return _Closing()
         if sub_protocol == JOIN:
             if len(self._joining) >= JOINS_AT_ONCE:
                 return Refusal(503, _BUSY)
@@ -139,7 +152,7 @@ class Gateway:
                 "connection from {peer} refused: {reason}", peer=transport.address, reason=str(refused)
             )
             return Refusal(403, str(refused))
-        return _Arrival(admitted, self._link_for, self._clock)
+        return Arrival(self._clock, lambda said, _: self._tether_for(admitted, said.instance))
 
     def _verified(self, certificate: x509.Certificate | None) -> x509.Certificate:
         if certificate is None:
@@ -148,10 +161,10 @@ class Gateway:
         # The authority signs devices itself, so no chain is needed or believed.
         return verify_chain(leaf, (), self._authorities, moment(self._clock.seconds()))
 
-    def _link_for(self, admitted: Admitted, hello: frames.Hello) -> MessageReceiver:
+    def _tether_for(self, admitted: Admitted, instance: bytes) -> Tether:
         key = admitted.identity.key
         link = self._links.get(key)
-        if link is None or not link.is_of(admitted, hello.instance):
+        if link is None or not link.is_of(admitted, instance):
 
             def new_tether(device_link: _DeviceLink) -> Tether:
                 return Tether(
@@ -166,17 +179,18 @@ class Gateway:
 
             link = _DeviceLink(
                 admitted,
-                hello.instance,
+                instance,
                 new_tether,
                 self._admission,
                 self._joins,
                 self._registry,
                 self._links,
                 self._terms.grace > 0,
+                lambda: self._closing,
             )
         else:
             link.tether.introduce_as(self._introduction(key))
-        return link.tether.receiver()
+        return link.tether
 
     def _introduction(self, key: DeviceKey) -> PeerIntroduction:
         return PeerIntroduction(
@@ -196,62 +210,18 @@ def device_settings(key: DeviceKey, edge_device: Object | None, welcome: Welcome
     return Settings(key.namespace, key.name, keepalive, welcome.urls, welcome.ca_bundle)
 
 
-class _Arrival:
-    """Hears an admitted device until its Hello, then passes everything to the link it belongs to."""
-
-    def __init__(
-        self,
-        admitted: Admitted,
-        link_for: Callable[[Admitted, frames.Hello], MessageReceiver],
-        clock: IReactorTime,
-    ) -> None:
-        self._admitted = admitted
-        self._link_for = link_for
-        self._clock = clock
-        self._transport: MessageTransport | None = None
-        self._deadline: IDelayedCall | None = None
-        self._ear: MessageReceiver | None = None
+class _Closing:
+    """Sends a newcomer away without refusing it, for who is refused stays away for long."""
 
     def connected(self, transport: MessageTransport) -> None:
-        """The handshake is done."""
-        self._transport = transport
-        self._deadline = self._clock.callLater(HELLO_PATIENCE, self._refuse, "no Hello came")
+        """The handshake was under way when the door was closed."""
+        transport.close(GOING_AWAY, _CLOSING)
 
     def message_received(self, message: bytes) -> None:
-        """The first one must begin with Hello."""
-        if self._ear is None:
-            if self._transport is None or self._deadline is None:
-                return
-            try:
-                first = frames.decode(message)[:1]
-            except RemoteViolation as violation:
-                self._refuse(str(violation))
-                return
-            if not first or not isinstance(first[0], frames.Hello):
-                self._refuse("the first frame must be Hello")
-                return
-            self._settle()
-            self._ear = self._link_for(self._admitted, first[0])
-            self._ear.connected(self._transport)
-        self._ear.message_received(message)
+        """Too late."""
 
     def connection_lost(self, reason: str) -> None:
-        """The device is gone."""
-        self._settle()
-        self._transport = None
-        if self._ear is not None:
-            self._ear.connection_lost(reason)
-
-    def _refuse(self, reason: str) -> None:
-        self._settle()
-        if self._transport is not None:
-            self._transport.close(POLICY_VIOLATION, reason)
-
-    def _settle(self) -> None:
-        if self._deadline is not None:
-            if self._deadline.active():
-                self._deadline.cancel()
-            self._deadline = None
+        """Nothing is held."""
 
 
 class _DeviceLink:
@@ -269,6 +239,7 @@ class _DeviceLink:
         registry: Registry,
         links: dict[DeviceKey, _DeviceLink],
         outlives_connections: bool,
+        is_closing: Callable[[], bool],
     ) -> None:
         self._admitted = admitted
         self._instance = instance
@@ -277,7 +248,9 @@ class _DeviceLink:
         self._registry = registry
         self._links = links
         self._outlives_connections = outlives_connections
+        self._is_closing = is_closing
         self._device: LinkedDevice | None = None
+        self._renewing = False
         self.tether = new_tether(self)
 
     def is_of(self, admitted: Admitted, instance: bytes) -> bool:
@@ -293,6 +266,9 @@ class _DeviceLink:
 
     def link_up(self, link: Link, resumed: bool) -> None:
         """The device said Hello; from here on it can be used."""
+        if self._is_closing():
+            self.close(_CLOSING)
+            return
         key = self._admitted.identity.key
         transport = self.tether.transport
         address = transport.address if transport is not None else ""
@@ -313,16 +289,26 @@ class _DeviceLink:
         if older is not None and older is not self:
             # It may be waiting out its grace; nobody will come for its streams any more.
             older.tether.close("the device came back as another process")
-        work = self._joins.connected(self._admitted.identity, self._admitted.key_hash)
-        spawn(work, self._log, "cannot record which key a device uses")
+        spawn(self._record_use(), self._log, "cannot record which key a device uses")
 
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
         """The connection is gone; the link may come back within its grace."""
         device, self._device = self._device, None
         if device is not None:
-            self._registry.left(device, reason)
+            # Perhaps the device's own words, as it closed the WebSocket.
+            self._registry.left(device, printable(reason))
         if not self._outlives_connections:
             self._forget()
+
+    async def _record_use(self) -> None:
+        try:
+            await self._joins.connected(self._admitted.identity, self._admitted.key_hash)
+        except KubeError as error:
+            # The key before counts on until the next time.
+            device = str(self._admitted.identity.key)
+            self._log.warn(
+                "cannot record which key {device} uses: {reason}", device=device, reason=str(error)
+            )
 
     def _forget(self) -> None:
         key = self._admitted.identity.key
@@ -334,7 +320,11 @@ class _DeviceLink:
     def stream_opened(self, request: Request, channel: Channel) -> Receiver:
         """Devices may ask for a new certificate, and for nothing else."""
         answer = _Answer(channel)
-        if isinstance(request, Renew):
+        if isinstance(request, Renew) and self._renewing:
+            # Each is signed and recorded: no device may have the controller do that without end.
+            channel.reset(_ONE_RENEWAL)
+        elif isinstance(request, Renew):
+            self._renewing = True
             spawn(self._renew(request, answer), self._log, "cannot renew a device's certificate")
         else:
             channel.reset(_UNSUPPORTED)
@@ -355,6 +345,8 @@ class _DeviceLink:
             answer.give(Failed(ResetCode.INTERNAL, "the controller cannot record the key now; try later"))
         else:
             answer.give(Issued(chain))
+        finally:
+            self._renewing = False
 
 
 class _Answer:

@@ -102,16 +102,16 @@ class Records:
         raise AssertionError("unreachable")
 
     async def forget(self, key: DeviceKey, uid: str) -> None:
-        """Remove the record, unless it is of another EdgeDevice of that name."""
+        """Remove the record, unless it is of another EdgeDevice of that name.
+
+        Without a UID (the EdgeDevice went while nobody looked) it is removed whosever it was.
+        """
         name = record_name(key)
-        known = self._known.get(name)
-        if known is not None and known[0].uid != uid:
-            return
-        if known is None:
+        if name not in self._known:
             await self._read(name)
-            known = self._known.get(name)
-            if known is None or known[0].uid != uid:
-                return
+        known = self._known.get(name)
+        if known is None or (uid and known[0].uid != uid):
+            return
         try:
             await self._kubernetes.delete(SECRETS, self._namespace, name, resource_version=known[1])
         except NotFound:

@@ -6,6 +6,10 @@ What may be sent twice
     like doing it once: not POST, not a JSON patch. After a 401 any request is sent once more with
     fresh credentials: the server did not act on it.
 
+What is left out
+    ``managedFields`` of every object: half of its size, of no use here, and in caches for
+    ever. A write without them leaves them as they are.
+
 What has a deadline
     Every call as a whole. A watch until its first byte of an answer, then its
     silence: the server was asked to end it after 5 to 10 minutes, and one that has
@@ -41,7 +45,7 @@ from aranya.kube.credentials import ClusterAccess, InThread
 from aranya.kube.errors import ApiError, Gone, KubeError, Unreachable, error_of
 from aranya.kube.pace import Jitter
 from aranya.kube.transport import Way
-from aranya.kube.watch import Event, WatchDecoder
+from aranya.kube.watch import Event, WatchDecoder, without_managed_fields
 
 DEADLINE_SECONDS = 30.0
 PAGE = 500
@@ -141,6 +145,7 @@ class ApiClient:
             # The items of a list do not say what they are.
             item.setdefault("apiVersion", whole.get("apiVersion", ""))
             item.setdefault("kind", resource.kind)
+            without_managed_fields(item)
         metadata = {**whole.get("metadata", {}), **page.get("metadata", {})}
         metadata.pop("continue", None)
         metadata.pop("remainingItemCount", None)
@@ -268,7 +273,7 @@ class ApiClient:
         answer = await self._json(response)
         if not isinstance(answer, dict):
             raise self._unreachable("what answers there is not an API server")
-        return answer
+        return without_managed_fields(answer)
 
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], content: bytes | None, content_type: str

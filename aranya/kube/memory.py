@@ -188,6 +188,8 @@ class MemoryApiServer:
         if self._failures:
             raise self._failures.pop(0)
         self.before(request)
+        if request.path == "/version":
+            return 200, {"major": "1", "minor": "30", "gitVersion": "v1.30.0"}
         if request.method == "GET":
             return 200, (self._list(request) if not request.name else copy.deepcopy(self._find(request)))
         if request.method == "POST":
@@ -717,6 +719,8 @@ def _parse(method: bytes, uri: bytes, headers: Headers, body: bytes) -> Request:
             group, version, rest = "", words[1], words[2:]
         elif words[0] == "apis":
             group, version, rest = words[1], words[2], words[3:]
+        elif words == ["version"]:
+            group, version, rest = "", "", words
         else:
             raise IndexError
         namespace = ""

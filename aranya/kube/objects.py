@@ -1,11 +1,11 @@
-"""The objects this project reads or writes: their resources, keys, times and conditions.
+"""The objects this project reads or writes: their resources, keys and times.
 
 Plain functions over JSON, without I/O and without a clock, so that planners may use them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from aranya.interfaces import Object, Resource
 from aranya.names import GROUP, PLURAL, VERSION
 
 NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
-NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIGMAPS = Resource("", "v1", "configmaps", "ConfigMap")
@@ -35,7 +34,6 @@ EDGEDEVICES = Resource(GROUP, VERSION, PLURAL, "EdgeDevice")
 
 RESOURCES: tuple[Resource, ...] = (
     NODES,
-    NAMESPACES,
     PODS,
     SECRETS,
     CONFIGMAPS,
@@ -90,17 +88,14 @@ def new_object(resource: Resource, metadata: Mapping[str, Any], **fields: Any) -
     }
 
 
-def owner_reference(owner: Mapping[str, Any], *, controller: bool = False) -> Object:
+def owner_reference(owner: Mapping[str, Any]) -> Object:
     """The reference that makes the garbage collector delete an object with its owner."""
-    reference: Object = {
+    return {
         "apiVersion": owner["apiVersion"],
         "kind": owner["kind"],
         "name": owner["metadata"]["name"],
         "uid": owner["metadata"]["uid"],
     }
-    if controller:
-        reference |= {"controller": True, "blockOwnerDeletion": True}
-    return reference
 
 
 # ---- times ------------------------------------------------------------------
@@ -125,42 +120,3 @@ def parse_time(text: object) -> datetime | None:
     except ValueError:
         return None
     return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-# ---- conditions -------------------------------------------------------------
-
-
-def find_condition(conditions: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
-    """The condition of that type."""
-    return next((condition for condition in conditions if condition.get("type") == kind), None)
-
-
-def with_condition(
-    conditions: Sequence[Mapping[str, Any]],
-    kind: str,
-    status: bool | None,
-    reason: str,
-    message: str,
-    now: datetime,
-    **more: Any,
-) -> list[Object]:
-    """The conditions with this one set; the others and their order stay.
-
-    ``lastTransitionTime`` moves only when the status does. ``status`` ``None`` is ``Unknown``.
-    ``more`` takes what some kinds add, as ``lastHeartbeatTime``.
-    """
-    word = "Unknown" if status is None else str(status)
-    old = find_condition(conditions, kind)
-    since = old.get("lastTransitionTime") if old is not None and old.get("status") == word else None
-    fresh: Object = {
-        "type": kind,
-        "status": word,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": since or rfc3339(now),
-        **more,
-    }
-    result = [fresh if condition.get("type") == kind else dict(condition) for condition in conditions]
-    if old is None:
-        result.append(fresh)
-    return result

@@ -7,9 +7,9 @@ Theory of operation
     the world itself, so merging additions loses nothing.
 
     It gives back ``None`` (nothing to do until the world changes) or seconds after
-    which to come again. One that fails is retried with backoff;
-    additions meanwhile are never sooner than the base, so that a reconcile
-    which causes events before it fails does not spin.
+    which to come again. One that fails is retried with backoff; additions
+    meanwhile wait a little, longer with each failure, so that a reconcile which causes
+    events before it fails does not spin.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ K = TypeVar("K", bound=Hashable)
 CONCURRENCY = 16
 BASE_SECONDS = 0.2
 CAP_SECONDS = 60.0
+#: The longest that an addition to a failing key waits: somebody may have mended it.
+ADDITION_SECONDS = 5.0
 
 
 class ReconcileQueue(Service, Generic[K]):
@@ -78,21 +80,11 @@ class ReconcileQueue(Service, Generic[K]):
 
     def add(self, key: K, after: float = 0.0) -> None:
         """Reconcile the key, now or after so many seconds; the soonest wish counts."""
-        if key in self._backoffs:
-            after = max(after, self._base)
+        after = max(after, self._least(key))
         if key in self._running:
             self._want(key, after)
         elif key not in self._ready:
             self._schedule(key, self._clock.seconds() + after)
-
-    def forget(self, key: K) -> None:
-        """Drop what waits for the key, and its failures; a run under way ends by itself."""
-        waiting = self._due.pop(key, None)
-        if waiting is not None:
-            waiting.cancel()
-        self._ready.pop(key, None)
-        self._again.pop(key, None)
-        self._backoffs.pop(key, None)
 
     # -- its life
 
@@ -190,8 +182,13 @@ class ReconcileQueue(Service, Generic[K]):
                 error=str(error),
             )
         if key in self._again:
-            self._again[key] = max(self._again[key], self._clock.seconds() + self._base)
+            self._again[key] = max(self._again[key], self._clock.seconds() + self._least(key))
         self._want(key, seconds)
+
+    def _least(self, key: K) -> float:
+        """How long an addition waits: not at all, unless the key failed."""
+        backoff = self._backoffs.get(key)
+        return 0.0 if backoff is None else min(self._base * backoff.failures, ADDITION_SECONDS)
 
     def _want(self, key: K, after: float) -> None:
         moment = self._clock.seconds() + after

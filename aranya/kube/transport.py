@@ -98,13 +98,29 @@ class _Endpoints:
         else:
             way = self._tcp(access.host, access.port)
         if uri.scheme != b"https":
-            return way
+            return _Quiet(way)
         if self._tls is None:
             self._tls = tls_for(access, self._pair)
-        return wrapClientTLS(self._tls, way)
+        return _Quiet(wrapClientTLS(self._tls, way))
 
     def _tcp(self, host: str, port: int) -> IStreamClientEndpoint:
         return _Watchful(HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_SECONDS))
+
+
+@implementer(IStreamClientEndpoint)
+class _Quiet:
+    """An endpoint whose connections do not cost two lines of the log each."""
+
+    def __init__(self, inner: IStreamClientEndpoint) -> None:
+        self._inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        if isinstance(protocolFactory, Factory):
+            protocolFactory.noisy = False
+        return self._inner.connect(protocolFactory)
 
 
 def tls_for(access: ClusterAccess, pair: ClientPair | None) -> IOpenSSLClientConnectionCreator:
@@ -210,9 +226,8 @@ class _Tunnel:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         ready: Deferred[IProtocol] = Deferred(lambda _: connecting.cancel())
-        connecting = self._proxy.connect(
-            Factory.forProtocol(lambda: _Connect(self._target, protocolFactory, ready))
-        )
+        factory = Factory.forProtocol(lambda: _Connect(self._target, protocolFactory, ready))
+        connecting = _Quiet(self._proxy).connect(factory)
 
         def failed(failure: Failure) -> None:
             if not ready.called:

@@ -76,7 +76,15 @@ def _parse(line: bytes) -> Event | ApiError | Unreachable:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         return _nonsense("a watch event that makes no sense")
-    return change, found
+    return change, without_managed_fields(found)
+
+
+def without_managed_fields(found: Object) -> Object:
+    """The object as it is kept: who set which field is nobody's business here, and large."""
+    metadata = found.get("metadata")
+    if isinstance(metadata, dict):
+        metadata.pop("managedFields", None)
+    return found
 
 
 def _nonsense(what: str) -> Unreachable:

@@ -27,7 +27,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -92,9 +92,25 @@ class DoorSite(KubeletSite):
     noisy = False
 
 
+class DoorTLS(TLSMemoryBIOProtocol):
+    """TLS whose writes go out as they come, and whose end is heard at any time.
+
+    Twisted's own choice gathers writes for a turn of the reactor and cuts the heap into
+    records, and a SYN_REPLY that is cut makes a client in Go drop its whole connection.
+    """
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        super()._tlsShutdownFinished(reason)
+        # A socket that closes resumes a paused producer and goes on waiting for it, while all that
+        # the producer writes is swallowed here.
+        socket: Any = self.transport
+        socket.unregisterProducer()
+
+
 class BoundedTLS(TLSMemoryBIOFactory):
     """TLS for as many connections as an endpoint takes, and no more."""
 
+    protocol = DoorTLS
     _drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:  # type: ignore[override]  # Factory's own type

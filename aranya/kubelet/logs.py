@@ -22,8 +22,6 @@ _INT64 = re.compile(rb"[+-]?[0-9]{1,20}")
 _RFC3339 = re.compile(
     rb"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))"
 )
-_UNDECODABLE = Refusal(400, '{"message": "Unable to decode query."}')
-_INVALID = Refusal(422, '{"message": "Invalid request."}')
 
 
 def container_logs(visit: Visit) -> None:
@@ -71,13 +69,13 @@ def logs_request(pairs: Sequence[tuple[bytes, bytes]]) -> Logs:
     since = _integer(query.get(b"sinceSeconds"))
     moment = unix_nanos(query.get(b"sinceTime"))
     if query.get(b"stream", b"All") not in (b"", b"All"):
-        raise _UNDECODABLE
+        raise _undecodable()
     if since is not None and moment is not None:
-        raise _INVALID
+        raise _invalid()
     if (tail is not None and tail < 0) or (limit is not None and limit < 1):
-        raise _INVALID
+        raise _invalid()
     if since is not None and since < 1:
-        raise _INVALID
+        raise _invalid()
     return Logs(
         follow=_truth(query.get(b"follow")),
         previous=_truth(query.get(b"previous")),
@@ -89,6 +87,14 @@ def logs_request(pairs: Sequence[tuple[bytes, bytes]]) -> Logs:
     )
 
 
+def _undecodable() -> Refusal:
+    return Refusal(400, '{"message": "Unable to decode query."}')
+
+
+def _invalid() -> Refusal:
+    return Refusal(422, '{"message": "Invalid request."}')
+
+
 def _truth(value: bytes | None) -> bool:
     # The API machinery's rule: being there is true, unless it says otherwise.
     return value is not None and value.lower() not in (b"0", b"false")
@@ -98,10 +104,10 @@ def _integer(value: bytes | None) -> int | None:
     if value is None:
         return None
     if not _INT64.fullmatch(value):
-        raise _UNDECODABLE
+        raise _undecodable()
     number = int(value)
     if not -(2**63) <= number < 2**63:
-        raise _UNDECODABLE
+        raise _undecodable()
     return number
 
 
@@ -111,12 +117,12 @@ def unix_nanos(value: bytes | None) -> int | None:
         return None
     match = _RFC3339.fullmatch(value)
     if match is None:
-        raise _UNDECODABLE
+        raise _undecodable()
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
     if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 60 and year):
-        raise _UNDECODABLE
+        raise _undecodable()
     if day > calendar.monthrange(year, month)[1]:
-        raise _UNDECODABLE
+        raise _undecodable()
     seconds = calendar.timegm((year, month, day, hour, minute, second))
     if match[9]:
         offset = int(match[10]) * 3600 + int(match[11]) * 60

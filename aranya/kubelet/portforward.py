@@ -19,4 +19,5 @@ def port_forward(visit: Visit) -> None:
         return served.pod if served.pod is not None and served.pod.uid else admitted
 
     acceptor = Forwarding(visit.devices, pod_now)
-    served.streams.add(forward_streams(visit.request, visit.clock, acceptor))
+    ports = [value.decode("latin-1") for value in visit.values(b"port")]
+    served.streams.add(forward_streams(visit.request, ports, visit.clock, acceptor))

@@ -192,6 +192,5 @@ class Root(Resource):
 
     def render(self, request: Request) -> int:
         """Framework hook: a request is complete."""
-        request.responseHeaders.removeHeader(b"server")  # nobody's business before the 401
         self._door.enter(request, self.served)
         return NOT_DONE_YET

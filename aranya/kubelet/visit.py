@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -109,14 +110,11 @@ class Visit:
     """One request, the device whose door it came to, and what its path named."""
 
     def __init__(self, request: Request, served: Served, devices: Devices, clock: IReactorTime) -> None:
-        path, _, query = request.uri.partition(b"?")
         self.request = request
         self.served = served
         self.devices = devices
         self.clock = clock
         self.method = request.method.decode("ascii", "replace")
-        self.segments = segments_of(path)
-        self.pairs = pairs_of(query)
         self.named: dict[str, str] = {}
         self.gone = False
         self._leaving: list[Callable[[], None]] = []
@@ -131,6 +129,17 @@ class Visit:
             self._leaving.append(hear)
 
     # ---- what it asks for --------------------------------------------------------
+    # Taken apart when asked, which is after the client was authenticated: a target may be long.
+
+    @cached_property
+    def segments(self) -> tuple[str, ...]:
+        """The parts of the path."""
+        return segments_of(self.request.uri.partition(b"?")[0])
+
+    @cached_property
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """The query."""
+        return pairs_of(self.request.uri.partition(b"?")[2])
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of one query parameter, in order."""

@@ -8,7 +8,8 @@ The law of the end
     strictly after all output that came before it.
 
 Pressure
-    stdin: no credit on the channel pauses the client's stdin, nothing else.
+    stdin: no credit on the channel pauses the client's stdin, nothing else. Sizes of
+    the terminal have no brake of their own; meanwhile only the newest is kept.
     Output: a full client pauses the channel, and with it this one stream's credit.
     Nothing is held here, so a keystroke passes as it comes.
 """
@@ -44,7 +45,8 @@ class Execution:
         self._ended = ended
         self._over = False
         self._stdin_over = False
-        self._stdin = Source(streams.pause_stdin, streams.resume_stdin)
+        self._late_size: Size | None = None
+        self._stdin = Source(streams.pause_stdin, self._credit_granted)
         self._channel: Channel | None = None
         try:
             channel = device.open(request, self)
@@ -72,7 +74,7 @@ class Execution:
     def abort(self, reason: str) -> None:
         """End the session with a failure that says why: the endpoint stops."""
         if not self._over:
-            self._end(Status(message=outcome.one_line(reason)))
+            self._end(outcome.of_abort(reason))
             self._drop(reason)
 
     # ---- the client -----------------------------------------------------------
@@ -90,7 +92,9 @@ class Execution:
 
     def resized(self, size: Size) -> None:
         """The client's terminal has another size."""
-        if self._channel is not None:
+        if self._stdin.held:
+            self._late_size = size
+        elif self._channel is not None:
             self._channel.write(encode_size(size), Lane.RESIZE)
 
     def client_gone(self, reason: str) -> None:
@@ -99,6 +103,12 @@ class Execution:
             self._over = True
             self._drop(outcome.one_line(reason) or "the client went away")
             self._ended(self)
+
+    def _credit_granted(self) -> None:
+        size, self._late_size = self._late_size, None
+        if size is not None:
+            self.resized(size)
+        self._streams.resume_stdin()
 
     # ---- the device -----------------------------------------------------------
 

@@ -58,6 +58,11 @@ def of_reset(device: str, reason: Reason) -> Status:
     return Status(message=sentence(device, reason))
 
 
+def of_abort(reason: str) -> Status:
+    """The status of a session that this side ended; without a message it would be a success."""
+    return Status(message=one_line(reason) or "the session was ended")
+
+
 def of_silence(device: str) -> Status:
     """The status of a session whose device ended it without a result."""
     return Status(message=f"device {device} ended the session without telling the result")

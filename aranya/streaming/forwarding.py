@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.logger import Logger
@@ -37,7 +36,7 @@ from aranya.streaming.negotiate import (
     negotiate,
 )
 from aranya.streaming.remotecommand import upgrade_request
-from aranya.streaming.sessions import Departure, Session
+from aranya.streaming.sessions import Carried, Session
 from aranya.streaming.spdy.protocol import SpdyProtocol
 from aranya.streaming.upgrade import refuse, take_over
 from aranya.streaming.websocket.channels import PROTOCOLS, ChannelData, ChannelProtocol, Channels
@@ -46,17 +45,23 @@ from aranya.streaming.websocket.protocol import WebSocketProtocol
 
 PAIRING_SECONDS: Final = 30
 MAX_STREAMS: Final = 4096
+#: kubectl numbers its requests; whoever names them otherwise must be brief.
+_REQUEST_LIMIT: Final = 64
 #: A channel is one byte, and a port takes two of them.
 _MAX_PORTS: Final = 100
-_IDLE_MESSAGE: Final = "nothing moved on this session for 4 hours"
 
 
-def forward_streams(request: Request, clock: IReactorTime, acceptor: ForwardAcceptor) -> Session | None:
-    """Answer a port-forward request: refuse it (``None``), or take its connection over."""
+def forward_streams(
+    request: Request, asked: Sequence[str], clock: IReactorTime, acceptor: ForwardAcceptor
+) -> Session | None:
+    """Answer a port-forward request: refuse it (``None``), or take its connection over.
+
+    ``asked`` are the values of the query's ``port``; they matter over WebSocket only.
+    """
     answer = negotiate(upgrade_request(request), PORT_FORWARD)
     ports: list[int] = []
     if isinstance(answer, WebSocket) and answer.protocol != TUNNEL_PROTOCOL:
-        found = read_ports([value.decode("latin-1") for value in request.args.get(b"port", ())])
+        found = read_ports(asked)
         if isinstance(found, Refusal):
             answer = found
         else:
@@ -101,15 +106,15 @@ def _bad_port(word: str, why: str) -> Refusal:
     return Refusal(400, f'unable to parse "{shown}" as a port: strconv.ParseUint: parsing "{shown}": {why}')
 
 
-class _Forwarding:
+class _Forwarding(Carried):
     """What the sessions share: the acceptor, the brake, one end."""
 
     _log = Logger()
 
     def __init__(self, carrier: Carrier, acceptor: ForwardAcceptor) -> None:
+        super().__init__()
         self.carrier = carrier
         self._acceptor = acceptor
-        self._departure = Departure()
         self._ended = False
         self.brake = Brake(carrier.pause_reading, carrier.resume_reading)
 
@@ -143,22 +148,12 @@ class _Forwarding:
             connection.abort(message)
         self.say_goodbye()
 
-    def when_gone(self) -> Deferred[None]:
-        """Fires when the connection to the client is no more."""
-        return self._departure.wait()
-
     # ---- the carrier tells -------------------------------------------------------
 
     def connection_ended(self, reason: str) -> None:
         self._ended = True
         for connection in self.connections():
             connection.client_gone()
-
-    def connection_gone(self) -> None:
-        self._departure.happened()
-
-    def connection_idle(self) -> None:
-        self.abort(_IDLE_MESSAGE)
 
 
 class _Forwarded:
@@ -350,18 +345,18 @@ class _SpdyForwarding(_Forwarding):
     def stream_opened(self, stream: int, headers: Mapping[str, str]) -> None:
         kind = headers.get("streamtype", "").lower()
         port = _port(headers.get("port", ""))
-        if kind not in ("error", "data") or not port:
-            self.wire.reset(stream)
-            return
         # Ancient clients number nothing; theirs is the data stream right after the error stream.
         request = headers.get("requestid") or f"#{stream if kind == 'error' else stream - 2}"
+        if kind not in ("error", "data") or not port or len(request) > _REQUEST_LIMIT:
+            self.wire.refuse(stream)
+            return
         self.wire.reply(stream)
         pair = self._pairs.get(request)
         if pair is None:
             deadline = self._clock.callLater(PAIRING_SECONDS, self._not_paired, request)
             pair = self._pairs[request] = _Pair(self, request, port, deadline)
         elif kind in pair.streams:
-            self.wire.reset(stream)
+            self.wire.refuse(stream)
             pair.abort(f"error processing stream for request {request}: {kind} stream already assigned")
             return
         pair.streams[kind] = stream

@@ -11,11 +11,10 @@ without a status takes that for success.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.logger import Logger
 from twisted.web.http import Request
@@ -34,7 +33,7 @@ from aranya.streaming.negotiate import (
     negotiate,
 )
 from aranya.streaming.resize import SizeReader
-from aranya.streaming.sessions import Departure, Session
+from aranya.streaming.sessions import Carried, Session
 from aranya.streaming.spdy.frames import ResetStatus
 from aranya.streaming.spdy.protocol import SpdyProtocol
 from aranya.streaming.upgrade import refuse, take_over
@@ -49,7 +48,6 @@ CREATION_SECONDS: Final = 30
 _MAX_STREAMS: Final = 6
 #: ``kubectl attach`` sends two sizes at once to force a redraw; no one needs more early ones.
 _EARLY_SIZES: Final = 8
-_IDLE_MESSAGE: Final = "nothing moved on this session for 4 hours"
 
 _ERROR, _STDIN, _STDOUT, _STDERR, _RESIZE = "error", "stdin", "stdout", "stderr", "resize"
 _NAMES: Final = (_ERROR, _STDIN, _STDOUT, _STDERR, _RESIZE)
@@ -66,15 +64,6 @@ class StreamOptions:
     stdout: bool = False
     stderr: bool = False
     tty: bool = False
-
-    @classmethod
-    def of_query(cls, arguments: Mapping[bytes, Sequence[bytes]]) -> StreamOptions:
-        """From ``input``, ``output``, ``error`` and ``tty``; only a literal ``1`` is true."""
-
-        def wants(name: bytes) -> bool:
-            return bool(arguments.get(name)) and arguments[name][0] == b"1"
-
-        return cls(wants(b"input"), wants(b"output"), wants(b"error"), wants(b"tty"))
 
     @property
     def any(self) -> bool:
@@ -122,19 +111,19 @@ def upgrade_request(request: Request) -> UpgradeRequest:
     )
 
 
-class RemoteCommand:
+class RemoteCommand(Carried):
     """``ClientStreams`` and ``Session``; a subclass writes in its language."""
 
     _log = Logger()
 
     def __init__(self, options: StreamOptions, carrier: Carrier, started: Started) -> None:
+        super().__init__()
         self._options = options
         self._carrier = carrier
         self._started = started
         self._events: ClientEvents | None = None
         self._ended = False
         self._gone_early = ""
-        self._departure = Departure()
         self._producer: IPushProducer | None = None
         self._size_reader = SizeReader()
         self._early_sizes: list[Size] = []
@@ -208,12 +197,9 @@ class RemoteCommand:
     def abort(self, message: str) -> None:
         """End with a failure of this message, told to both sides."""
         if not self._ended:
-            self.end(Status(message=message))
+            # A status without a message would be a success.
+            self.end(Status(message=message or "the session was ended"))
             self._tell_gone(message)
-
-    def when_gone(self) -> Deferred[None]:
-        """Fires when the connection is no more."""
-        return self._departure.wait()
 
     # ---- the carrier tells -------------------------------------------------------
 
@@ -221,12 +207,6 @@ class RemoteCommand:
         if not self._ended:
             self._stop()
             self._tell_gone(reason)
-
-    def connection_gone(self) -> None:
-        self._departure.happened()
-
-    def connection_idle(self) -> None:
-        self.abort(_IDLE_MESSAGE)
 
     # ---- a language tells ----------------------------------------------------------
 
@@ -305,9 +285,9 @@ class _SpdyCommand(RemoteCommand):
     def stream_opened(self, stream: int, headers: Mapping[str, str]) -> None:
         name = headers.get("streamtype", "").lower()
         if name not in _NAMES:
-            self.wire.reset(stream, ResetStatus.REFUSED_STREAM)
+            self.wire.refuse(stream, ResetStatus.REFUSED_STREAM)
         elif name in self._streams:
-            self.wire.reset(stream, ResetStatus.PROTOCOL_ERROR)
+            self.wire.refuse(stream, ResetStatus.PROTOCOL_ERROR)
         else:
             self._streams[name] = stream
             self.wire.reply(stream)
@@ -330,7 +310,7 @@ class _SpdyCommand(RemoteCommand):
     def stream_data(self, stream: int, data: bytes) -> None:
         if stream == self._streams.get(_STDIN) and self.has_stdin:
             self._stdin.receive(data)
-        elif stream == self._streams.get(_RESIZE):
+        elif stream == self._streams.get(_RESIZE) and self.tty:
             self._resize_data(data)
 
     def stream_finished(self, stream: int) -> None:

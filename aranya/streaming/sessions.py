@@ -45,15 +45,19 @@ class Sessions:
             session.abort(message)
 
 
-class Departure:
-    """Tells any number of listeners, once, that a connection is gone."""
+class Carried:
+    """The part of a ``Session`` that hears what becomes of its connection."""
 
     def __init__(self) -> None:
         self._gone = False
         self._waiting: list[Deferred[None]] = []
 
-    def wait(self) -> Deferred[None]:
-        """Fires when it is gone."""
+    def abort(self, message: str) -> None:
+        """A session overrides: end with this reason."""
+        raise NotImplementedError
+
+    def when_gone(self) -> Deferred[None]:
+        """Fires when the connection is no more."""
         waiting: Deferred[None] = Deferred()
         if self._gone:
             waiting.callback(None)
@@ -61,8 +65,12 @@ class Departure:
             self._waiting.append(waiting)
         return waiting
 
-    def happened(self) -> None:
-        """It is gone."""
+    def connection_idle(self) -> None:
+        """The carrier tells: nobody is there any more, or nobody cares."""
+        self.abort("nothing moved on this session for 4 hours")
+
+    def connection_gone(self) -> None:
+        """The carrier tells: the connection is no more."""
         self._gone = True
         waiting, self._waiting = self._waiting, []
         for each in waiting:

@@ -6,22 +6,26 @@ the parser had read beyond the request belongs to the new language; reading was
 perhaps paused while the request ran and must go on; no HTTP timeout may fire later.
 
 A command line travels in the URL, so the head of a request may be as long as the
-real kubelet lets it be. Bodies mean nothing to a kubelet and are kept short.
+real kubelet lets it be. Whoever sends it is still a stranger, so nothing is done to
+it in advance: no query, path or cookie is taken apart, which for a megabyte of them
+would hold up everybody for seconds. Bodies mean nothing to a kubelet: they are short,
+and not kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any, Final
 
-from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime
+from twisted.internet.interfaces import IAddress, IProducer, IProtocol, IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
+from twisted.web.http import HTTPChannel, Request, datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 HEAD_LIMIT: Final = 1024 * 1024
-BODY_LIMIT: Final = 1024 * 1024
+BODY_LIMIT: Final = 64 * 1024
 IDLE_SECONDS: Final = 90
 
 
@@ -77,6 +81,13 @@ class KubeletChannel(HTTPChannel):
         self._body_size = 0
         super().allContentReceived()
 
+    def lineReceived(self, line: bytes) -> None:
+        """A line of a head. Nobody folds headers any more, and to unfold many takes for ever."""
+        if line.startswith((b" ", b"\t")):
+            self._refuse_and_disconnect(b"400 Bad Request")
+        else:
+            super().lineReceived(line)
+
     def lineLengthExceeded(self, line: bytes) -> None:
         """The head is longer than any command line may be."""
         self._refuse_and_disconnect(b"431 Request Header Fields Too Large")
@@ -88,12 +99,26 @@ class KubeletChannel(HTTPChannel):
             return
         super().connectionLost(reason)
 
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """Framework hook: an answer has a producer. If the answer before still fills the pipe, it waits."""
+        super().registerProducer(producer, streaming)
+        if streaming and self._waitingForTransport:
+            self.pauseProducing()
+
+    def loseConnection(self) -> None:
+        """Close when all is flushed; TLS waits for the client to close as well, but not for ever."""
+        self.setTimeout(None)
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(IDLE_SECONDS, self.forceAbortClient)
+        super().loseConnection()
+
     def hand_over(self, request: Request, head: bytes, successor: IProtocol) -> None:
         """Write ``head`` as the response and let ``successor`` have the transport."""
         assert self._successor is None and self.requests and self.requests[0] is request
         transport: Any = self.transport
         self.setTimeout(None)
         self.requests.clear()
+        request.finished = 1  # whatever fails from here on, no answer goes into the new language
         request.content.close()
         notifications, request.notifications = request.notifications, []
         for told in notifications:
@@ -115,11 +140,37 @@ class KubeletChannel(HTTPChannel):
         self.loseConnection()
 
 
+class KubeletRequest(Request):
+    """A request as it came: its target in one piece, its body read past."""
+
+    def parseCookies(self) -> None:
+        """Framework hook: nobody has any."""
+
+    def gotLength(self, length: int | None) -> None:
+        """Framework hook: a body may follow. It fills neither memory nor the disk."""
+        self.content = BytesIO()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Framework hook: a piece of the body."""
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Framework hook: the request is whole."""
+        self.method, self.uri, self.clientproto = command, path, version
+        self.process()
+
+    def process(self) -> None:
+        """Framework hook: let the one resource of the site answer."""
+        self.setHeader(b"Date", datetimeToString())
+        channel: Any = self.channel
+        channel.site.resource.render(self)
+
+
 class KubeletSite(Site):
     """A resource tree behind ``KubeletChannel``: HTTP/1.1 only, no access log."""
 
-    # Twisted declares the type of its own hybrid channel.
+    # Twisted declares the types of its own hybrid channel and of its own request.
     protocol = KubeletChannel  # type: ignore[assignment]
+    requestFactory = KubeletRequest  # type: ignore[assignment]
 
     def __init__(self, resource: IResource, clock: IReactorTime) -> None:
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=clock, parsePOSTFormSubmission=False)

@@ -82,6 +82,13 @@ class Hangups:
         if leader not in self._pending and leader.hang_up():
             self._pending[leader] = self._clock.callLater(self._grace, self._grace_over, leader)
 
+    def hurry(self, grace: float) -> None:
+        """From now on nobody has more grace than this, whoever was told to go before included."""
+        self._grace = min(self._grace, grace)
+        for call in self._pending.values():
+            if call.getTime() > self._clock.seconds() + grace:
+                call.reset(grace)
+
     def reaped(self, leader: Leader) -> None:
         """``leader`` ended and was waited for."""
         leader.reaped()

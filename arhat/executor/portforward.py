@@ -203,7 +203,7 @@ class ForwardedConnection:
                 self._host, address, port, timeout=left
             )
             try:
-                await endpoint.connect(Factory.forProtocol(lambda: TargetProtocol(self)))
+                await endpoint.connect(_Once(TargetProtocol(self)))
                 return
             except ConnectError as why:
                 failures.append(dial_error(address, port, why))
@@ -272,6 +272,18 @@ class ForwardedConnection:
             self._connecting.cancel()
         if self._socket is not None:
             self._socket.abortConnection()
+
+
+class _Once(Factory):
+    """Gives the protocol of one connection."""
+
+    noisy = False
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return self._protocol
 
 
 @implementer(IHalfCloseableProtocol)

@@ -242,6 +242,20 @@ class ElectionTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.two.told, ["started"])
 
+    def test_broken_attempts(self) -> None:
+        """A bug in an attempt is logged, and counts as an attempt that failed: never a leader for ever."""
+        self.one.election.startService()
+        self.world.wait(5)
+        kube = self.one.election._kube
+        get = kube.get
+        kube.get = lambda *_: 1 // 0  # type: ignore[method-assign,assignment,return-value]
+        self.world.wait(12)
+        self.assertEqual(2, len(self.one.told))
+        self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
+        kube.get = get  # type: ignore[method-assign]
+        self.world.wait(12)
+        self.assertEqual(self.one.told[2:], ["started"])
+
     @settings(max_examples=25, deadline=None)
     @given(
         st.lists(

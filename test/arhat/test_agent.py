@@ -9,10 +9,13 @@ from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from arhat.agent import STOPPING, Agent
+import arhat.agent
+from arhat.agent import STOP_GRACE, STOPPING, Agent
 from arhat.config import Config
+from arhat.dial import GOODBYE_PATIENCE
 from test.arhat.running import EndingChannel, gone, own_account, zombies
 from test.support.channels import RecordingChannel, RecordingReceiver
+from tether.daemon import STOP_DEADLINE
 from tether.errors import Reason, ResetCode
 from tether.link.interfaces import Channel, Lane, Receiver
 from tether.verbs.requests import AskFacts, Attach, Exec, Exited, Forward, Logs, Renew, Request
@@ -111,6 +114,10 @@ class DispatchTests(SynchronousTestCase):
         self.assertEqual(agent.sessions, 0)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
+    def test_time_to_stop(self) -> None:
+        """A stubborn child and a gateway that does not answer leave time before the daemon's deadline."""
+        self.assertLess(STOP_GRACE + GOODBYE_PATIENCE, STOP_DEADLINE)
+
     def test_stop(self) -> None:
         """Stopping ends every session with a reason, and no new one begins."""
         agent = self.agent()
@@ -131,7 +138,8 @@ class ProcessTests(TestCase):
     async def test_exec_and_stop(self) -> None:
         """A stopped agent leaves neither commands nor shell behind."""
         account = replace(own_account(), shell="/bin/sh", home="/")
-        agent = Agent(reactor, Config(kill_grace=0.3), account, {})  # type: ignore[arg-type]
+        self.patch(arhat.agent, "STOP_GRACE", 0.3)
+        agent = Agent(reactor, Config(kill_grace=3600), account, {})  # type: ignore[arg-type]
         quick = EndingChannel()
         agent.stream_opened(Exec((b"echo", b"hello")), quick)
         await quick.ended

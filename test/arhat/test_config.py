@@ -98,6 +98,8 @@ class ConfigTests(SynchronousTestCase):
             ("labels: {arhat.dev/name: x}", "reserved"),
             ("labels: {a: yes}", "labels: a: True is not a label value; quote"),
             ("labels: {'a b': x}", "labels: 'a b' is not a label key"),
+            (f"forward: {['h:1'] * 257}", "forward: 257 rules are too many; 256 can be told"),
+            (f"labels: {dict.fromkeys(map(str, range(33)), 'x')}", "labels: 33 are too many; 32 can be told"),
             ("limits: {sessions: 0}", "limits.sessions: expected a number within 1 and 10000"),
             ("limits: {x: 0}", "limits: unknown key 'x'"),
             ("kill-grace: soon", "kill-grace: expected seconds"),

@@ -11,15 +11,18 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
 
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from twisted.internet import reactor as global_reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+import arhat.dial
 import arhat.gateway
 from aranya.certs.authority import Authority, new_authority
 from aranya.certs.contexts import ServerContext
@@ -33,9 +36,9 @@ from aranya.interfaces import Object
 from aranya.kube.memory import MemoryApiServer
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
 from aranya.names import JOIN_ANNOTATION, DeviceIdentity, DeviceKey
-from arhat.dial import Dial, seconds_to_wait
+from arhat.dial import Dial, failures_after, seconds_to_wait
 from arhat.gateway import GatewayTrust, gateway_endpoint
-from arhat.identity import Identity, State
+from arhat.identity import Identity, State, StateError
 from arhat.joining import JoinFailed, join
 from tether.errors import Reason
 from tether.join import Token
@@ -133,7 +136,7 @@ class LoopbackCase(TestCase):
             self.authority,
             self.records,
             lambda: Welcome((self.url,), self.authority.bundle),
-            self.lookup,
+            lambda key: self.lookup(key),
             reactor,
             lambda key: self.registry.disconnect(key, "another machine joined"),
         )
@@ -155,7 +158,7 @@ class LoopbackCase(TestCase):
             TCP4ServerEndpoint(reactor, port, interface="127.0.0.1"),
             self.context,
             self.authority.bundle,
-            Admission(self.lookup, self.joins.recorded_keys),
+            Admission(lambda key: self.lookup(key), self.joins.recorded_keys),
             self.joins,
             self.registry,
             lambda: Welcome((self.url,), self.authority.bundle),
@@ -190,7 +193,6 @@ class LoopbackCase(TestCase):
         """Join as the agent does."""
         state = state or self.state
         state.prepare()
-        self.addCleanup(state.release)
         return await join(token or await self.token(), state, reactor, now, {}, "arhat/test")
 
     async def refusal(self, work: Awaitable[object]) -> str:
@@ -219,7 +221,7 @@ class LoopbackCase(TestCase):
                 facts=DeviceFacts(os="linux", allow=frozenset({"exec"})),
             )
 
-        dial = Dial(reactor, state or self.state, identity, acceptor, introduce, {}, random=Random(1))
+        dial = Dial(reactor, state or self.state, identity, acceptor, introduce, {}, now, random=Random(1))
         dial.startService()
         self.addCleanup(lambda: dial.stopService() if dial.running else None)
         return dial, acceptor
@@ -422,13 +424,20 @@ class WaitTests(SynchronousTestCase):
     """The law of waiting."""
 
     def test_growing(self) -> None:
-        """The bound doubles from half a second to thirty, and the whole range below it is used."""
-        for failures, bound in ((0, 0.5), (1, 1.0), (3, 4.0), (6, 30.0), (1000, 30.0)):
+        """The bound doubles from half a second to fifteen, and the whole range below it is used."""
+        for failures, bound in ((0, 0.5), (1, 1.0), (3, 4.0), (6, 15.0), (1000, 15.0)):
             random = Random(failures)
             waits = [seconds_to_wait(failures, False, random) for _ in range(200)]
             self.assertLessEqual(max(waits), bound)
             self.assertGreater(max(waits), 0.9 * bound)
             self.assertLess(min(waits), 0.1 * bound)
+
+    def test_short_links(self) -> None:
+        """A link that lived briefly counts for little: the controller is there and will stay."""
+        self.assertEqual(failures_after(7, 0.0), 8)
+        self.assertEqual(failures_after(7, 0.5), 2)
+        self.assertEqual(failures_after(0, 0.5), 1)
+        self.assertEqual(failures_after(7, 3600.0), 0)
 
     def test_refused(self) -> None:
         """Who was refused comes again after one to two minutes, not sooner."""
@@ -436,6 +445,19 @@ class WaitTests(SynchronousTestCase):
         waits = [seconds_to_wait(0, True, random) for _ in range(200)]
         self.assertGreaterEqual(min(waits), 60.0)
         self.assertLessEqual(max(waits), 120.0)
+
+
+class FailingOnce(State):
+    """A state folder that cannot be written the first time."""
+
+    has_failed = False
+
+    def next_key(self) -> bytes:
+        """Fail, or do as asked."""
+        if not self.has_failed:
+            self.has_failed = True
+            raise StateError("the disk is full")
+        return super().next_key()
 
 
 class DialTests(LoopbackCase):
@@ -515,11 +537,65 @@ class DialTests(LoopbackCase):
         await self.until(lambda: len(self.records.get(KEY, uid).keys) == 1)
 
     async def test_settings_are_kept(self) -> None:
-        """URLs that the controller tells are kept for the next start."""
+        """URLs that the controller tells are kept; if they lead nowhere, the one that worked still does."""
         identity = await self.join()
         self.dial(identity)
         self.url = self.url.replace("127.0.0.1", "localhost") + "/"
-        await self.until(lambda: cast(Identity, self.state.load()).urls == (self.url,))
+        told = (self.url, *identity.urls)
+        await self.until(lambda: cast(Identity, self.state.load()).urls == told)
+        self.registry.disconnect(KEY, "try the new one")
+        await self.until(lambda: self.registry.get(KEY) is not None)
+
+    async def test_renewal_fails_at_once(self) -> None:
+        """A renewal that cannot even begin is tried again at the next look."""
+        identity = await self.join()
+        failing = FailingOnce(self.state.folder)
+        half = now() - timedelta(days=70)
+        key = new_key()
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        old = self.authority.sign_device(key.public_key(), DeviceIdentity(KEY, uid), half)
+        keys = (key_hash(key.public_key()),)
+        await self.records.update(KEY, uid, lambda record: replace(record, keys=keys))
+        dial, _ = self.dial(replace(identity, certificate=old, key=key_to_pem(key)), failing)
+        await self.until(lambda: failing.has_failed)
+        self.registry.disconnect(KEY, "look again")
+        await self.until(lambda: dial.identity.certificate != old)
+
+    async def test_newer_identity(self) -> None:
+        """Who is refused takes the newer identity that another process has left in the folder."""
+        first = await self.join()
+        self.patch(arhat.dial, "REFUSED_WAIT", 0.05)
+        dial, _ = self.dial(replace(first, certificate=self.older(first)))
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.join(await self.token("again"), self.state)
+        await self.until(lambda: self.registry.get(KEY) is None)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        self.assertEqual(dial.identity, self.state.load())
+
+    def older(self, identity: Identity) -> bytes:
+        """A certificate for the same key that was made a day earlier."""
+        key = cast(Any, load_pem_private_key(identity.key, None)).public_key()
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        return self.authority.sign_device(key, DeviceIdentity(KEY, uid), now() - timedelta(days=1))
+
+    async def test_server_error(self) -> None:
+        """A gateway in trouble is asked again soon, one that refuses is not."""
+        identity = await self.join()
+        self.lookup = lambda key: 1 / 0  # type: ignore[assignment,method-assign,return-value]  # a bug
+        self.assertLess(await self.wait(identity, "(500)"), 1.1)
+        self.flushLoggedErrors(ZeroDivisionError)
+        del self.lookup
+        await self.change({"spec": {"banned": True}})
+        self.assertGreater(await self.wait(identity, "(403)"), 59)
+
+    async def wait(self, identity: Identity, status: str) -> float:
+        """For how long a new agent waits after this answer."""
+        with capturedLogs() as events:
+            dial, _ = self.dial(identity)
+            await self.until(lambda: bool(dial.trouble))
+            await cast(Deferred[None], dial.stopService())
+        self.assertIn(status, dial.trouble)
+        return next(cast(float, event["wait"]) for event in events if "wait" in event)
 
     async def test_second_process(self) -> None:
         """A second process of the same host takes over."""

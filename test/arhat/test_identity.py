@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from dataclasses import replace
@@ -39,7 +40,6 @@ class StateTests(SynchronousTestCase):
         self.folder = Path(self.mktemp()) / "deep" / "state"
         self.state = State(self.folder)
         self.state.prepare()
-        self.addCleanup(self.state.release)
 
     def test_before(self) -> None:
         """Before the first join there is no identity."""
@@ -54,7 +54,6 @@ class StateTests(SynchronousTestCase):
     def test_private(self) -> None:
         """Folder and files are for their owner only, whatever the umask and an older mode."""
         os.chmod(self.folder, 0o755)
-        self.state.release()
         old = os.umask(0)
         self.addCleanup(os.umask, old)
         self.state.prepare()
@@ -93,13 +92,21 @@ class StateTests(SynchronousTestCase):
         self.state.save(replace(joined(), key=new_key()))
         self.assertRaises(StateError, self.state.load)
 
-    def test_held(self) -> None:
-        """A second process is told that the folder is in use, until the first lets go."""
+    def test_two_agents(self) -> None:
+        """A second agent may start on the same folder, and asks with the key that waits already."""
+        self.state.save(joined())
         other = State(self.folder)
-        self.assertIn("another arhat", str(self.assertRaises(StateError, other.prepare)))
-        self.state.release()
         other.prepare()
-        other.release()
+        self.assertEqual(other.load(), self.state.load())
+        self.assertEqual(other.next_key(), self.state.next_key())
+
+    def test_written_by_another(self) -> None:
+        """While another process writes nothing is written, and nobody waits for it."""
+        with open(self.folder / "lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for write in (self.state.next_key, lambda: self.state.save(joined())):
+                self.assertIn("try again", str(self.assertRaises(StateError, write)))
+        self.state.save(joined())
 
     def test_a_file_in_the_way(self) -> None:
         """A folder that cannot be made is one line that names it."""
@@ -183,11 +190,13 @@ class TokenTests(SynchronousTestCase):
             self.assertNotIn("\n", str(error))
 
     @given(
-        st.lists(st.sampled_from(["-n", "arhat", "--state", "x", "--pidfile="]), max_size=5), st.booleans()
+        st.lists(st.sampled_from(["-n", "arhat", "--state", "x", "--pidfile="]), max_size=5),
+        st.sampled_from(["--join", "--joi", "--j"]),
+        st.booleans(),
     )
     @settings(max_examples=30, deadline=None)
-    def test_rerun(self, others: list[str], glued: bool) -> None:
-        """The command line to run again is the same without the token."""
-        token = ["--join=T"] if glued else ["--join", "T"]
+    def test_rerun(self, others: list[str], option: str, glued: bool) -> None:
+        """The command line to run again is the same without the token, also where the option is cut."""
+        token = [f"{option}=T"] if glued else [option, "T"]
         for place in range(len(others) + 1):
             self.assertEqual(without_join([*others[:place], *token, *others[place:]]), others)

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from arhat.config import Config
 from arhat.executor.environment import Account
+from arhat.executor.logs import stamps
 from arhat.executor.logs.file import BLOCK, POLL_SECONDS
 from arhat.executor.logs.opening import AllowedFiles, CannotRead
 from arhat.executor.logs.selection import DEFAULT_BYTES
@@ -192,6 +193,23 @@ class SelectedTests(FileCase):
         self.assertEqual(self.read(Logs(file=str(self.file), previous=True)), b"dated\n")
         (self.folder / "app.log.1").write_bytes(b"numbered\n")
         self.assertEqual(self.read(Logs(file=str(self.file), previous=True, follow=True)), b"numbered\n")
+
+
+class FailingTests(FileCase):
+    """A reading that fails has an end."""
+
+    def test_bug(self) -> None:
+        """What nobody foresaw ends the session with a reason, and stands in the agent's log."""
+
+        def failing(line: bytes, newest: int) -> int:
+            raise ZeroDivisionError
+
+        self.patch(stamps, "read", failing)
+        channel = self.ask(Logs(file=str(self.file), timestamps=True))
+        self.turns()
+        assert channel.reset_with is not None
+        self.assertEqual(channel.reset_with.code, ResetCode.INTERNAL)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
 class FollowTests(FileCase):

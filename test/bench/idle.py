@@ -43,10 +43,15 @@ class Nothing:
         return Deaf()
 
 
+def now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
 async def _device(word: str, folder: Path) -> Dial:
     state = State(folder)
     state.prepare()
-    identity = await join(read_token(word), state, reactor, lambda: datetime.now(UTC), os.environ, _SOFTWARE)
+    identity = await join(read_token(word), state, reactor, now, os.environ, _SOFTWARE)
     instance = os.urandom(16)
     config = Config()
 
@@ -54,7 +59,7 @@ async def _device(word: str, folder: Path) -> Dial:
         facts = node.gather(config.allow, config.forward, config.labels)
         return PeerIntroduction(_SOFTWARE, instance=instance, host_boot_id=facts.boot_id, facts=facts)
 
-    dial = Dial(reactor, state, identity, Nothing(), introduce, os.environ)
+    dial = Dial(reactor, state, identity, Nothing(), introduce, os.environ, now)
     dial.startService()
     return dial
 

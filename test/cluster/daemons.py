@@ -21,8 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from test.cluster.binaries import for_tests
+from test.cluster.child import free_ports
 from test.cluster.kubectl import Kubectl
-from test.cluster.plane import shared_plane
+from test.cluster.plane import BRISK, Plane, shared_plane
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -156,7 +158,11 @@ class Cluster(Protocol):
 
 
 class Site:
-    """One aranya on a cluster, and its devices; started by ``start``, ended by ``stop``."""
+    """
+    One aranya on a cluster, and its devices; started by ``start``, ended by ``stop``.
+
+    ``detours`` are ports that devices dial before the gateway's own; a test may listen there.
+    """
 
     def __init__(
         self,
@@ -165,6 +171,7 @@ class Site:
         *,
         kubeconfig: Path | None = None,
         options: Sequence[str] = (),
+        detours: Sequence[int] = (),
     ) -> None:
         self.plane = plane
         self.folder = plane.folder / name
@@ -175,27 +182,33 @@ class Site:
         self.devices: dict[str, Twistd] = {}
         self._kubeconfig = kubeconfig
         self._options = list(options)
+        self.detours = tuple(detours)
         self.controller = Twistd("aranya", [], self.folder)
 
     def start(self) -> Site:
         """Apply ``deploy/``, start aranya as its ServiceAccount, wait until it is ready."""
         self.apply_manifests()
-        kubeconfig = self._kubeconfig or self.plane.kubeconfig_for_service_account(
-            OWN_NAMESPACE, "aranya", seconds=7200
-        )
-        self.controller.words = [
-            "aranya",
-            *("--kubeconfig", str(kubeconfig)),
-            *("--namespace", OWN_NAMESPACE, "--watch-namespace", DEVICE_NAMESPACE),
-            *("--gateway", f"tcp:{self.gateway_port}:interface=127.0.0.1"),
-            *("--gateway-url", f"wss://127.0.0.1:{self.gateway_port}"),
-            *(("--node-address", self.plane.address) if self.plane.address else ()),
-            *("--health", f"tcp:{self.health_port}:interface=127.0.0.1"),
-            *self._options,
-        ]
+        self.controller.words = self.controller_words(self.gateway_port, self.health_port)
         self.controller.start()
         self.wait_ready()
         return self
+
+    def controller_words(self, gateway_port: int, health_port: int) -> list[str]:
+        """The command line of an aranya of this site: the one, or another replica on ports of its own."""
+        kubeconfig = self._kubeconfig or self.plane.kubeconfig_for_service_account(
+            OWN_NAMESPACE, "aranya", seconds=7200
+        )
+        urls = [f"wss://127.0.0.1:{port}" for port in (*self.detours, self.gateway_port)]
+        return [
+            "aranya",
+            *("--kubeconfig", str(kubeconfig)),
+            *("--namespace", OWN_NAMESPACE, "--watch-namespace", DEVICE_NAMESPACE),
+            *("--gateway", f"tcp:{gateway_port}:interface=127.0.0.1"),
+            *(word for url in urls for word in ("--gateway-url", url)),
+            *(("--node-address", self.plane.address) if self.plane.address else ()),
+            *("--health", f"tcp:{health_port}:interface=127.0.0.1"),
+            *self._options,
+        ]
 
     def apply_manifests(self) -> None:
         """Do what the README tells an operator to do first."""
@@ -347,6 +360,27 @@ def shared_site() -> Site:
     return site
 
 
-def kubectls(namespace: str = DEVICE_NAMESPACE) -> list[Kubectl]:
-    """Every kubectl of this machine, oldest first, as admin of the shared plane."""
-    return shared_plane().kubectls(namespace=namespace)
+@functools.cache
+def spare_plane() -> Plane:
+    """Give a second plane, for what `spare_site` says; stopped at exit."""
+    plane = Plane(for_tests(), extra=BRISK).start()
+    atexit.register(plane.stop)
+    return plane
+
+
+@functools.cache
+def spare_site() -> Site:
+    """
+    Give a site on a plane of its own, without devices: for tests whose bad days would hurt others.
+
+    Its devices dial two ports first where nobody listens unless a test does: a bad road to the
+    gateway, or a second replica's gateway.
+    """
+    site = Site(spare_plane(), detours=free_ports(2, "127.0.0.1"))
+    atexit.register(site.stop)
+    return site.start()
+
+
+def kubectls(namespace: str = DEVICE_NAMESPACE, plane: Plane | None = None) -> list[Kubectl]:
+    """Every kubectl of this machine, oldest first, as admin of the shared plane or another."""
+    return (plane or shared_plane()).kubectls(namespace=namespace)

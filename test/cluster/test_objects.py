@@ -48,6 +48,14 @@ class ShapeTests(ExecCase):
         self.assertEqual(head.split(), ["NAME", "CONNECTED", "AGENT", "HOST-NODE", "LAST-SEEN", "AGE"])
         self.assertEqual(row.split()[:2], [DEVICE, "True"])
 
+    def test_events(self) -> None:
+        """What happens to a device is told as Events of its EdgeDevice."""
+        selector = f"involvedObject.kind=EdgeDevice,involvedObject.name={DEVICE}"
+        done = self.site.edge.run("get", "events", "-o", "json", f"--field-selector={selector}")
+        self.assert_code(done, 0)
+        reasons = {event["reason"] for event in json.loads(done.out)["items"]}
+        self.assertLessEqual({"CertificateIssued", "DeviceConnected"}, reasons)
+
     def test_bad_fields(self) -> None:
         """A bad value is refused at admission by every kubectl, with the field's name."""
         for field, spec in (

@@ -87,10 +87,14 @@ class KubeletDoorTests(ExecCase):
         self.assert_code(self.site.admin.run("delete", "clusterrolebinding", KUBELET_CLIENT), 0)
         # A device of its own: what was allowed before is remembered for minutes.
         try:
-            self.site.add_device("unbound")
-            done = self.clients[-1].run("exec", "unbound", "--", "true")
-            self.assert_code(done, 1)
-            self.assertIn(b"orbidden", done.err)
+            self.site.create_device("unbound")
+            exec_ = self.clients[-1].run
+            wait_until(
+                "the API server is refused",
+                lambda: b"orbidden" in exec_("exec", "unbound", "--", "true").err,
+                explain=self.site.explain,
+            )
+            self.assert_code(exec_("exec", "unbound", "--", "true"), 1)
         finally:
             found = json.loads(binding.out)
             del found["metadata"]["resourceVersion"], found["metadata"]["uid"]

@@ -15,7 +15,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from tether.errors import RemoteViolation
-from tether.link.link import HELLO_PATIENCE, PeerIntroduction, Tether
+from tether.link.connection import HELLO_PATIENCE
+from tether.link.link import PeerIntroduction, Tether
 from tether.link.transport import POLICY_VIOLATION, MessageReceiver, MessageTransport
 from tether.wire import frames
 

@@ -334,9 +334,10 @@ class ClientProtocol(_Messages, WebSocketClientProtocol):  # type: ignore[misc] 
 
     def failHandshake(self, reason: str) -> None:
         """The gateway did not let us in: its status line says why."""
-        answer = getattr(self, "http_status_line", "").split(maxsplit=2)
-        if len(answer) == 3 and answer[1] != "101":
-            reason = f"the gateway refused: {answer[2]} ({answer[1]})"
+        _, status, line = (*getattr(self, "http_status_line", "").split(maxsplit=2), "", "", "")[:3]
+        if status.isdecimal() and status != "101":
+            self.factory.refusal = Refusal(int(status), line)
+            reason = f"the gateway refused: {line or 'it does not say why'} ({status})"
         self._break(reason)
 
 
@@ -366,7 +367,8 @@ class ClientFactory(WebSocketClientFactory):
     """A connection to a gateway; for any Twisted client endpoint, TLS in front or not.
 
     ``make_receiver`` is called for every connection. When the gateway refuses,
-    the receiver hears ``connection_lost`` without ``connected``.
+    the receiver hears ``connection_lost`` without ``connected``, and ``refusal``
+    says what it answered; it is ``None`` otherwise.
     """
 
     protocol = ClientProtocol
@@ -382,6 +384,7 @@ class ClientFactory(WebSocketClientFactory):
     ) -> None:
         super().__init__(url=url, protocols=[sub_protocol], useragent=software, reactor=clock)
         self.make_receiver = make_receiver
+        self.refusal: Refusal | None = None
         self.clock = clock
         self.sub_protocol = sub_protocol
         self.setProtocolOptions(

@@ -256,14 +256,14 @@ def _take(message: schema.Frame) -> Frame | None:
                 message.open.request.SerializeToString(),
             )
         case "reset":
-            reason = Reason(ResetCode.of(message.reset.code), _text("a reason", message.reset.reason))
+            reason = Reason(ResetCode.of(message.reset.code), _line("a reason", message.reset.reason))
             return Reset(message.reset.stream, _offset(message.reset.offset), reason)
         case "ping":
             return Ping(message.ping.token)
         case "pong":
             return Pong(message.pong.token)
         case "goodbye":
-            return Goodbye(_text("a reason", message.goodbye.reason), message.goodbye.retry)
+            return Goodbye(_line("a reason", message.goodbye.reason), message.goodbye.retry)
         case "hello":
             return _take_hello(message.hello)
         case _:
@@ -313,6 +313,14 @@ def _text(name: str, text: str) -> str:
     if len(text) > TEXT_LIMIT:
         raise RemoteViolation(f"{name} of {len(text)} characters is longer than {TEXT_LIMIT}")
     return text
+
+
+def _line(name: str, text: str) -> str:
+    """Words for a person: they end in logs and terminals, where no peer shall move the cursor."""
+    checked = _text(name, text)
+    if checked.isprintable():
+        return checked
+    return "".join(character if character.isprintable() else " " for character in checked)
 
 
 def _cut(text: str) -> str:

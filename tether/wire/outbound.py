@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from tether.errors import Reason, RemoteViolation
-from tether.wire.frames import PAYLOAD_LIMIT, Data, Finish, Reset
+from tether.wire.frames import PAYLOAD_LIMIT, WINDOW_LIMIT, Data, Finish, Reset
 from tether.wire.lanes import RECORD_LANES
 
 
@@ -127,7 +127,8 @@ class Outbound:
             raise RemoteViolation(
                 f"stream {self.stream}: {delivered} acknowledged, but only {self.sent} were sent"
             )
-        self.limit = max(self.limit, limit)
+        # A peer that permits everything and acknowledges nothing must not fill this side's memory.
+        self.limit = max(self.limit, min(limit, delivered + WINDOW_LIMIT))
         if delivered > self.acknowledged:
             self.acknowledged = delivered
             while self._kept and self._kept[0].end <= delivered:

@@ -55,13 +55,23 @@ def says(there: Any, wished: Any) -> bool:
     return bool(there == wished) or (there is None and wished == "")
 
 
-def without_blanks(value: Any) -> Any:
-    """The same without empty strings in its objects: some servers take those in custom resources for null."""
-    if isinstance(value, dict):
-        return {key: without_blanks(entry) for key, entry in value.items() if entry != ""}
-    if isinstance(value, list):
-        return [without_blanks(entry) for entry in value]
-    return value
+def without_blanks(patch: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge patch that takes a field away instead of making it an empty string.
+
+    Some servers take empty strings in custom resources for null.
+    """
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(entry) for key, entry in value.items() if entry != ""}
+        return [whole(entry) for entry in value] if isinstance(value, list) else value
+
+    def merged(value: Any) -> Any:
+        if isinstance(value, dict):
+            return without_blanks(value)
+        return None if value == "" else whole(value)
+
+    return {key: merged(value) for key, value in patch.items()}
 
 
 def laid_over(

@@ -42,11 +42,15 @@ class Watches:
 
 
 class Recent:
-    """The answers to our latest writes and reads."""
+    """The answers to our latest writes and reads, for ``RECENT_SECONDS`` each."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._kept: dict[tuple[Resource, str], tuple[Object, bool, float]] = {}
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
 
     def wrote(self, resource: Resource, name: str, found: Object) -> None:
         """The object reads like this now."""
@@ -63,7 +67,6 @@ class Recent:
             return cached
         found, there, until = kept
         if self._clock.seconds() >= until:
-            del self._kept[resource, name]
             return cached
         if cached is not None and (_newer(cached, found) or (not there and uid_of(cached) != uid_of(found))):
             return cached
@@ -76,7 +79,12 @@ class Recent:
             del self._kept[resource, name]
 
     def _keep(self, resource: Resource, name: str, found: Object, there: bool) -> None:
-        self._kept[resource, name] = (found, there, self._clock.seconds() + RECENT_SECONDS)
+        now = self._clock.seconds()
+        self._kept.pop((resource, name), None)
+        self._kept[resource, name] = (found, there, now + RECENT_SECONDS)
+        # All are kept for equally long, so the oldest stand first.
+        while self._kept[oldest := next(iter(self._kept))][2] <= now:
+            del self._kept[oldest]
 
 
 @dataclass(slots=True)

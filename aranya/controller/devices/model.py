@@ -1,7 +1,8 @@
 """What is wished for one EdgeDevice, and what is seen of it: frozen values.
 
 An EdgeDevice is written by tenants, and old API servers check little of it, so
-``wish_of`` never fails: what is bad is left out and becomes one line in ``problems``.
+``wish_of`` never fails: what is bad is left out and becomes one line in ``problems``. Null is
+empty: some API servers keep an empty string as null.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def wish_of(device: Object) -> Wish:
     key = DeviceKey(str(metadata.get("namespace", "")), str(metadata.get("name", "")))
     if not _DNS_LABEL.fullmatch(key.name):
         problems.append(f"metadata.name: {key.name!r} is not a DNS label of at most 63 characters")
-    if _mapping(spec.get("connectivity")).get("method", "websocket") != "websocket":
+    if (_mapping(spec.get("connectivity")).get("method") or "websocket") != "websocket":
         problems.append("spec.connectivity.method: only websocket is known")
     return Wish(
         key=key,
@@ -213,6 +214,10 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _without_nulls(entries: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    return ((key, "" if value is None else value) for key, value in entries.items())
+
+
 def _key_problem(key: str) -> str:
     prefix, slash, name = key.rpartition("/")
     if slash and (len(prefix) > 253 or not _DNS_SUBDOMAIN.fullmatch(prefix)):
@@ -234,7 +239,7 @@ def _label_problem(key: str, value: object) -> str:
 
 def _labels(labels: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     good = {}
-    for key, value in labels.items():
+    for key, value in _without_nulls(labels):
         if problem := _label_problem(key, value):
             problems.append(f"spec.node.labels: {_shown(key)} {problem}")
         else:
@@ -244,7 +249,7 @@ def _labels(labels: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
 
 def _annotations(annotations: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     good = {}
-    for key, value in annotations.items():
+    for key, value in _without_nulls(annotations):
         problem = _key_problem(key)
         if not problem and (not isinstance(value, str) or len(value) > _LONGEST_ANNOTATION):
             problem = "has a value that is not a string of at most 16 KiB"
@@ -258,7 +263,7 @@ def _annotations(annotations: Mapping[str, Any], problems: list[str]) -> dict[st
 def _taints(taints: Iterable[Any], problems: list[str]) -> tuple[Taint, ...]:
     good: dict[tuple[str, str], Taint] = {}
     for entry in map(_mapping, taints):
-        key, effect, value = entry.get("key", ""), entry.get("effect", ""), entry.get("value", "")
+        key, effect, value = entry.get("key", ""), entry.get("effect", ""), entry.get("value") or ""
         problem = _label_problem(str(key), value)
         if not problem and effect not in _TAINT_EFFECTS:
             problem = f"has the unknown effect {_shown(effect)}"
@@ -271,7 +276,7 @@ def _taints(taints: Iterable[Any], problems: list[str]) -> tuple[Taint, ...]:
 
 def _subject(cert: Mapping[str, Any], problems: list[str]) -> SubjectParts:
     def text(name: str) -> str:
-        value = cert.get(name, "")
+        value = cert.get(name) or ""
         longest = 2 if name == "country" else _LONGEST_SUBJECT_FIELD
         if not isinstance(value, str) or len(value) > longest or not (value.isprintable() or not value):
             problems.append(f"spec.node.cert.{name}: must be printable, at most {longest} characters")
@@ -288,7 +293,7 @@ def _containers(entries: list[Any], problems: list[str]) -> tuple[VirtualContain
     containers = {HOST_CONTAINER: VirtualContainer(HOST_CONTAINER)}
     for entry in map(_mapping, entries):
         name, log = entry.get("name", ""), _mapping(entry.get("log"))
-        file, unit = log.get("file", ""), log.get("unit", "")
+        file, unit = log.get("file") or "", log.get("unit") or ""
         if not isinstance(name, str) or not _DNS_LABEL.fullmatch(name):
             problem = "is not a DNS label"
         elif name in containers:

@@ -45,6 +45,11 @@ def plan(wish: Wish, seen: Seen, site: Site, now: float) -> Plan:
         waits.append(CONFLICT_SECONDS)
         if seen.port:
             doing.append(steps.StopEndpoint("the Node of this name belongs to somebody else"))
+        # Its own kubelet would take our Pod for one to run, and our renewals would hide its death.
+        if seen.pod is not None and pods.is_ours(seen.pod, wish.key) and not pods.is_held(seen.pod):
+            doing.append(steps.DeletePod(_uid(seen.pod)))
+        if seen.lease_of:
+            doing.append(steps.DropLease())
     elif doing:
         pass  # The finaliser comes before anything that it must undo.
     else:

@@ -72,6 +72,10 @@ class SpdyProtocol(Carrier):
         """Accept a stream."""
         self.answer(self._connection.reply(stream))
 
+    def refuse(self, stream: int, status: ResetStatus = ResetStatus.CANCEL) -> None:
+        """Reset a stream that the client should not have opened."""
+        self.answer(self._connection.reset(stream, status))
+
     def write(self, stream: int, data: bytes) -> None:
         """Send data on a stream; dropped if the stream is over."""
         if not self.closing:

@@ -140,7 +140,7 @@ class JournalLog:
             if self._stopped:
                 return
             await self._tell(first)
-        except OSError as why:
+        except Exception as why:
             self._reading.internal_error(why)
 
     async def _tell(self, first: tuple[str, ...]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from arhat.executor.ending import Valve, conclude
 from arhat.executor.logs.selection import Limit
 from tether.errors import Reason, ResetCode
@@ -33,6 +35,8 @@ class Source(Protocol):
 
 class Reading:
     """Hears the end of the channel (``Receiver``), and from the source what to send on it."""
+
+    _log = Logger()
 
     def __init__(self, channel: Channel, limit: int | None) -> None:
         self._channel = channel
@@ -81,9 +85,14 @@ class Reading:
             self._channel.unregisterProducer()
             self._channel.reset(reason)
 
-    def internal_error(self, why: OSError) -> None:
-        """Reading itself failed."""
-        self.failed(Reason(ResetCode.INTERNAL, f"cannot read the log: {(why.strerror or str(why)).lower()}"))
+    def internal_error(self, why: Exception) -> None:
+        """Reading itself failed; called while ``why`` is handled."""
+        if isinstance(why, OSError):
+            text = f"cannot read the log: {(why.strerror or str(why)).lower()}"
+        else:
+            self._log.failure("Reading a log failed")
+            text = "cannot read the log: the agent failed; its own log says why"
+        self.failed(Reason(ResetCode.INTERNAL, text))
 
     # -- the client's side
 

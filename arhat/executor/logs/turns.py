@@ -10,11 +10,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 class Turns:
     """Runs ``steps``; each yields how many seconds to wait before the next.
 
-    An ``OSError`` out of a step is told to ``failed`` and ends the work.
+    What a step raises is told to ``failed`` and ends the work.
     """
 
     def __init__(
-        self, clock: IReactorTime, steps: Iterator[float], failed: Callable[[OSError], None]
+        self, clock: IReactorTime, steps: Iterator[float], failed: Callable[[Exception], None]
     ) -> None:
         self._clock = clock
         self._steps = steps
@@ -61,7 +61,7 @@ class Turns:
             self._delay = next(self._steps)
         except StopIteration:
             self._stopped = True
-        except OSError as why:
+        except Exception as why:
             self._stopped = True
             self._failed(why)
         self._schedule()

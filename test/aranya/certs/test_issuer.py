@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -18,11 +18,9 @@ from aranya.certs.issuer import (
     SubjectParts,
     issue_serving_certificate,
     issued,
-    renewal_time,
-    serving_pair_due,
     serving_request,
 )
-from aranya.certs.keys import KeyPair, key_hash, key_to_pem, new_key
+from aranya.certs.keys import KeyPair, key_hash
 from aranya.certs.requests import hosts_of, requested_key
 from aranya.kube.errors import Forbidden
 from aranya.kube.memory import MemoryApiServer, Refusal, Request
@@ -148,13 +146,3 @@ class RequestTests(SynchronousTestCase):
         """An approved request without a certificate is still pending."""
         self.assertIsNone(issued({"status": {"conditions": [{"type": "Approved"}]}}))
         self.assertIsNone(issued({}))
-
-    def test_due(self) -> None:
-        """A new one is due when an address is missing, at two thirds of life, or when it is broken."""
-        key = new_key()
-        chain = new_authority(NOW).sign_server(key.public_key(), ["10.0.0.1"], NOW)
-        pair = KeyPair(chain, key_to_pem(key))
-        self.assertFalse(serving_pair_due(pair, ["10.0.0.1"], NOW))
-        self.assertTrue(serving_pair_due(pair, ["10.0.0.1", "10.0.0.2"], NOW))
-        self.assertTrue(serving_pair_due(pair, ["10.0.0.1"], renewal_time(pair) + timedelta(seconds=1)))
-        self.assertTrue(serving_pair_due(KeyPair(b"", b""), [], NOW))

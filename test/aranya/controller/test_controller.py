@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -439,6 +440,38 @@ class ConflictTests(Case):
         world.settle(70)
         self.assertIsNotNone(world.stored(NODES))
 
+    def test_foreign_node_in_our_place(self) -> None:
+        """When another Node takes the place of ours, nothing of ours stays on it."""
+        world = World()
+        world.create_device()
+        world.start()
+        world.delete(NODES, "dev")
+        world.create(NODES, NOT_OURS)
+        world.settle(20)
+        self.assertEqual((None, 0), (world.stored(PODS), world.endpoints.port(KEY)))
+        self.assertIsNone(world.stored(LEASES, namespace="kube-node-lease"))
+        self.assertEqual("aws:///i-1", world.node["spec"]["providerID"])
+
+    def test_fight(self) -> None:
+        """Against somebody who undoes each write at once, there are not many writes."""
+        world = World()
+        world.create_device()
+        world.start()
+        world.devices.come(FakeDevice(KEY))
+        world.settle()
+
+        def undo(request: Request) -> None:
+            if request.method == "PATCH" and request.plural == "pods" and not request.sub:
+                request.body["metadata"]["labels"] = {"arhat.dev/name": "theirs"}
+
+        world.server.before = undo
+        world.patch(PODS, "dev", {"metadata": {"labels": {"arhat.dev/name": "theirs"}}})
+        world.settle(60)
+        before = len(world.writes())
+        world.settle(60)
+        patches = [write for write in world.writes()[before:] if write.endswith("/pods/dev")]
+        self.assertLess(len(patches), 60 * 16 / 4)
+
 
 class CertificateTests(Case):
     """Serving certificates in their Secrets."""
@@ -627,6 +660,20 @@ class DeletionTests(Case):
         self.assertEqual([], world.server.all_stored(NODES))
 
 
+class MemoryTests(Case):
+    """What is kept of devices."""
+
+    def test_recent_writes_are_not_kept(self) -> None:
+        """The answers to writes are dropped after some seconds, those about the deleted too."""
+        world = World()
+        for name in ("dev", "other"):
+            world.create_device(name)
+        world.start()
+        world.delete(EDGEDEVICES, "other")
+        world.settle(310)
+        self.assertLess(len(world.controller._recent), 6)
+
+
 class TermTests(Case):
     """The controller as a service."""
 
@@ -684,3 +731,16 @@ class TermTests(Case):
         """Asking the harness for what is not there is an error, so the tests above mean something."""
         world = World()
         self.assertRaises(NotFound, world.delete, EDGEDEVICES, "nobody")
+
+    def test_host_node_is_taken_away(self) -> None:
+        """A leader that does not know its own Node takes the former leader's from the status, once."""
+        world = World()
+        world.create_device()
+        world.start()
+        self.assertEqual("worker-1", world.device["status"]["hostNode"])
+        world.config = replace(CONFIG, host_node="")
+        world.restart()
+        self.assertNotIn("hostNode", world.device["status"])
+        before = len([write for write in world.writes() if "edgedevices" in write])
+        world.settle(20)
+        self.assertEqual(before, len([write for write in world.writes() if "edgedevices" in write]))

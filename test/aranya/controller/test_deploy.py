@@ -9,6 +9,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from aranya.certs.issuer import SubjectParts
+from aranya.controller.devices.model import wish_of
 from test.cluster.kubectl import Kubectl
 from test.cluster.plane import shared_plane
 
@@ -33,6 +35,32 @@ BAD_SPECS: dict[str, dict[str, Any]] = {
     "forward[0].port": {"pod": {"forward": [{"port": 65536, "target": "a:1"}]}},
     "forward[0].target": {"pod": {"forward": [{"port": 1, "target": "nowhere"}]}},
 }
+
+#: Every field, empty where it may be.
+EVERY_FIELD = """
+apiVersion: aranya.arhat.dev/v1alpha1
+kind: EdgeDevice
+metadata: {name: every-field, namespace: edge}
+spec:
+  connectivity: {method: websocket}
+  banned: false
+  node:
+    labels: {example.com/empty: ""}
+    annotations: {example.com/empty: ""}
+    taints: [{key: example.com/empty, value: "", effect: NoSchedule}]
+    cert: {orgUnit: "", country: "", state: "", locality: ""}
+  pod:
+    containers:
+    - {name: nginx, log: {file: /var/log/nginx/access.log}}
+    - {name: ssh, log: {unit: ssh.service}}
+    forward:
+    - {port: 5020, target: "192.168.7.50:502"}
+status:
+  conditions: []
+  hostNode: ""
+  kubeletPort: 0
+  agent: {version: "", os: "", arch: "", address: "", lastSeen: ""}
+"""
 
 
 def apply(kubectl: Kubectl, name: str, spec: dict[str, Any]) -> tuple[int, str]:
@@ -62,7 +90,7 @@ class ManifestTests(SynchronousTestCase):
         self.assertEqual(0, done.code, done.err.decode())
 
     def tearDown(self) -> None:
-        made = ("my-edge-device", "empty")
+        made = ("my-edge-device", "empty", "every-field")
         self.plane.kubectl().run("delete", "ed", "-n", "edge", "--ignore-not-found", *made)
         self.plane.kubectl().run("delete", "--ignore-not-found", "-f", str(DEPLOY / "30-aranya.yaml"))
 
@@ -76,6 +104,17 @@ class ManifestTests(SynchronousTestCase):
             columns = ["NAME", "CONNECTED", "AGENT", "HOST-NODE", "LAST-SEEN", "AGE"]
             self.assertEqual(columns, listed[0].split())
             self.assertEqual(3, len(listed))
+
+    def test_every_field(self) -> None:
+        """Empty strings are taken from every kubectl, and read as what they are."""
+        for kubectl in self.plane.kubectls():
+            done = kubectl.run("apply", "-f", "-", input=EVERY_FIELD.encode())
+            self.assertEqual(0, done.code, done.err.decode())
+        found = json.loads(kubectl.run("get", "ed", "every-field", "-n", "edge", "-o", "json").out)
+        wish = wish_of(found)
+        self.assertEqual((), wish.problems)
+        self.assertEqual({"example.com/empty": ""}, wish.labels)
+        self.assertEqual((SubjectParts(), 3), (wish.subject, len(wish.containers)))
 
     def test_bad_devices(self) -> None:
         """A bad value is refused, and the answer names its field."""

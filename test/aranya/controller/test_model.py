@@ -117,6 +117,22 @@ class WishTests(SynchronousTestCase):
             self.assertEqual(read(), read())
             self.assertEqual((1, (), {}), (len(wish.containers), wish.forward + wish.taints, wish.labels))
 
+    def test_nulls(self) -> None:
+        """Null is empty, as some API servers keep empty strings."""
+        wish = read(
+            connectivity={"method": None},
+            node={
+                "labels": {"a": None},
+                "annotations": {"b": None},
+                "taints": [{"key": "c", "effect": "NoSchedule", "value": None}],
+                "cert": {"orgUnit": None, "country": None, "state": None, "locality": None},
+            },
+            pod={"containers": [{"name": "d", "log": {"file": "/d", "unit": None}}]},
+        )
+        self.assertEqual((), wish.problems)
+        self.assertEqual(({"a": ""}, {"b": ""}), (wish.labels, wish.annotations))
+        self.assertEqual(("", VirtualContainer("d", file="/d")), (wish.taints[0].value, wish.containers[1]))
+
     def test_name(self) -> None:
         """A name that cannot be a DNS label is told."""
         self.assertEqual(1, len(wish_of({"metadata": {"name": "a.b", "namespace": "edge"}}).problems))

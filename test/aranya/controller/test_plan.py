@@ -127,11 +127,12 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(["PatchNode", "PatchPod"], names(wished, gone, NOW + 5))
 
     def test_conflicts(self) -> None:
-        """Nothing is done to what is not ours; a Node that is not stops the endpoint as well."""
+        """Nothing is done to what is not ours; a Node that is not takes endpoint, pod and Lease with it."""
         wished, seen = settled()
         foreign = replace(seen, node={"metadata": {"name": "dev"}, "spec": {"providerID": "aws"}})
-        self.assertEqual(["StopEndpoint"], names(wished, foreign))
-        self.assertEqual(["PatchStatus"], names(wished, replace(foreign, port=0)))
+        self.assertEqual(["StopEndpoint", "DeletePod", "DropLease"], names(wished, foreign))
+        cleared = replace(foreign, port=0, pod=None, lease_of="")
+        self.assertEqual(["PatchStatus"], names(wished, cleared))
         pod: Object = {"metadata": {"name": "dev", "uid": "f"}, "spec": {"nodeName": "worker"}}
         self.assertEqual(["TellEndpoint"], names(wished, replace(seen, pod=pod)))
 

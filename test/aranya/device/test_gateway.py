@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from cryptography import x509
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.testing import MemoryReactorClock
 
@@ -21,12 +22,14 @@ from aranya.device.gateway import (
 )
 from aranya.device.joining import Welcome
 from aranya.device.registry import Registry
+from aranya.kube.objects import EDGEDEVICES
 from test.aranya.device.cluster import KEY, NOW, URLS, ClusterCase
 from test.support.channels import RecordingReceiver
 from tether.errors import ResetCode
 from tether.join import Joined, JoinRefused, JoinRequest, pack_request, unpack_answer
+from tether.link.connection import HELLO_PATIENCE
 from tether.link.interfaces import Lane
-from tether.link.link import HELLO_PATIENCE, PeerIntroduction, Tether
+from tether.link.link import PeerIntroduction, Tether
 from tether.link.memory import MemoryTransport, Watch, Wire
 from tether.link.transport import MessageReceiver
 from tether.link.websocket import JOIN, TETHER, Refusal
@@ -193,6 +196,20 @@ class LinkTests(GatewayCase):
         self.assertIsNone(self.registry.get(KEY))
         self.assertEqual([retry for _, retry in watch.downs], [False])
 
+    def test_closed_in_between(self) -> None:
+        """Who says Hello after the door was closed is told to come again, though nobody is known then."""
+        transport = self.transport(self.certificate)
+        ear = self.gateway.decide(TETHER, transport)
+        assert not isinstance(ear, Refusal)
+        self.successResultOf(Deferred.fromCoroutine(self.gateway.stop_listening()))
+        self.done(self.kubernetes.delete(EDGEDEVICES, KEY.namespace, KEY.name))
+        agent, watch = self.agent()
+        wire = Wire(transport, MemoryTransport(self.clock), ear, agent.receiver())
+        wire.connect()
+        flush(wire)
+        self.assertIsNone(self.registry.get(KEY))
+        self.assertEqual([("the controller is stopping", True)], watch.downs)
+
     def test_lost(self) -> None:
         """A lost connection is a device that is gone."""
         wire = self.connect(self.agent()[0])
@@ -236,11 +253,45 @@ class LinkTests(GatewayCase):
         self.connect(self.agent(b"b" * 16)[0], certificate)
         self.assertEqual(self.joins.recorded_keys(self.identity()), (key_hash(key.public_key()),))
 
+    def test_use_cannot_be_recorded(self) -> None:
+        """Without the API server the device is let in with its new key, and both count on."""
+        key = new_key()
+        answer = self.renew(signing_request(key, "x"))
+        assert isinstance(answer, Issued)
+        self.server.go_away()
+        agent, _ = self.agent(b"b" * 16)
+        self.connect(agent, x509.load_pem_x509_certificate(answer.certificate))
+        self.assertTrue(agent.is_up)
+        self.assertEqual(len(self.joins.recorded_keys(self.identity())), 2)
+
     def test_bad_renewal(self) -> None:
         """A request that cannot be signed is refused with a line."""
         answer = self.renew(b"rubbish")
         assert isinstance(answer, Failed)
         self.assertEqual(answer.code, ResetCode.REFUSED)
+
+    def test_one_renewal_at_a_time(self) -> None:
+        """While a renewal is under way another is refused, and after it none is."""
+        recording: Deferred[None] = Deferred()
+
+        async def renew(*_: object) -> bytes:
+            await recording
+            return b"PEM"
+
+        self.patch(self.joins, "renew", renew)
+        agent, _ = self.agent()
+        wire = self.connect(agent)
+        first, second, third = RecordingReceiver(), RecordingReceiver(), RecordingReceiver()
+        agent.open(Renew(b"x"), first).finish()
+        agent.open(Renew(b"x"), second).finish()
+        flush(wire)
+        assert second.reason is not None
+        self.assertEqual(second.reason.code, ResetCode.LIMIT)
+        recording.callback(None)
+        agent.open(Renew(b"x"), third).finish()
+        flush(wire)
+        for answered in (first, third):
+            self.assertEqual(decode_result(answered.lane(Lane.RESULT)), Issued(b"PEM"))
 
     def test_nothing_else(self) -> None:
         """A device can ask the controller for nothing but renewal."""
@@ -353,6 +404,14 @@ class JoinTests(GatewayCase):
         _, transport = self.conversation()
         self.clock.advance(JOIN_PATIENCE)
         self.assertIsNotNone(transport.closed_with)
+
+    def test_closed_door(self) -> None:
+        """Once the door is closed a newcomer is sent away without a refusal; so is who was asking."""
+        _, asking = self.conversation()
+        self.successResultOf(Deferred.fromCoroutine(self.gateway.stop_listening()))
+        self.assertIsNotNone(asking.closed_with)
+        _, transport = self.conversation()
+        self.assertEqual((1001, "the controller is stopping"), transport.closed_with)
 
     def test_crowd(self) -> None:
         """Only so many join at once; whoever leaves makes room."""

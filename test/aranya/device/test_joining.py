@@ -154,6 +154,13 @@ class MakingTests(ClusterCase):
         self.done(self.joins.forget(KEY, "older"))
         self.assertIsNotNone(self.server.stored(SECRETS, "system", "aranya-device.edge.pump"))
 
+    def test_forgetting_an_unknown_one(self) -> None:
+        """When the EdgeDevice went while nobody looked, its record is removed whatever its UID was."""
+        self.token()
+        self.joins = self.new_joins()
+        self.done(self.joins.forget(KEY, ""))
+        self.assertIsNone(self.server.stored(SECRETS, "system", "aranya-device.edge.pump"))
+
 
 class UsingTests(ClusterCase):
     """A token is good once, for one key."""

@@ -252,3 +252,14 @@ class FactsTests(SynchronousTestCase):
         self.assertFalse(reaches(rules, "", 502))
         self.assertFalse(reaches((), "", 80))
         self.assertTrue(reaches((ForwardRule("localhost", 80, 80),), "", 80))
+
+    def test_reach_of_localhost(self) -> None:
+        """``localhost`` is the loopback, and nothing else."""
+        self.assertTrue(reaches(LOOPBACK, "LocalHost", 80))
+        self.assertFalse(reaches((ForwardRule("192.168.7.0/24", 80, 80),), "localhost", 80))
+
+    def test_reach_of_names(self) -> None:
+        """A name that a network might cover is left to the device, which can resolve it."""
+        rules = (ForwardRule("192.168.7.0/24", 502, 502), ForwardRule("plc.local", 80, 80))
+        self.assertTrue(reaches(rules, "meter.local", 502))
+        self.assertFalse(reaches(rules, "meter.local", 80))

@@ -16,7 +16,6 @@ from aranya.kube.objects import (
     owner_reference,
     parse_time,
     rfc3339,
-    with_condition,
 )
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -64,22 +63,6 @@ class ObjectsTests(SynchronousTestCase):
         self.assertEqual(
             EDGEDEVICES.path("ns", "d"), "/apis/aranya.arhat.dev/v1alpha1/namespaces/ns/edgedevices/d"
         )
-
-
-class ConditionsTests(SynchronousTestCase):
-    """Conditions remember when their status changed."""
-
-    def test_time_moves_with_the_status_only(self) -> None:
-        """A new reason keeps the time; a new status moves it; the others stay."""
-        other = {"type": "Other", "status": "True"}
-        first = with_condition([other], "Ready", True, "Up", "", NOON)
-        later = NOON + timedelta(hours=1)
-        second = with_condition(first, "Ready", True, "StillUp", "fine", later)
-        self.assertEqual(second[0], other)
-        self.assertEqual(second[1]["lastTransitionTime"], rfc3339(NOON))
-        self.assertEqual(second[1]["reason"], "StillUp")
-        third = with_condition(second, "Ready", None, "Lost", "", later)
-        self.assertEqual((third[1]["status"], third[1]["lastTransitionTime"]), ("Unknown", rfc3339(later)))
 
 
 class ErrorsTests(SynchronousTestCase):

@@ -109,6 +109,20 @@ class ReconcileQueueTests(SynchronousTestCase):
         self.clock.advance(0.21)
         self.assertEqual(len(self.work.began), 2)
 
+    def test_additions_wait_longer_with_each_failure(self) -> None:
+        """A key that fails for long is not tried at each addition, but within some seconds."""
+        self.queue.add("a")
+        waits = []
+        for _ in range(30):
+            self.queue.add("a")
+            self.break_off("a", Unreachable("away"))
+            self.queue.add("a")
+            [call] = self.clock.getDelayedCalls()
+            waits.append(round(call.getTime() - self.clock.seconds(), 3))
+            self.clock.advance(waits[-1] + 0.001)
+        self.assertEqual([0.2, 0.4, 0.6], waits[:3])
+        self.assertEqual(5.0, waits[-1])
+
     def test_retry_after(self) -> None:
         """A server that says when to come again is obeyed."""
         self.queue.add("a")
@@ -139,13 +153,6 @@ class ReconcileQueueTests(SynchronousTestCase):
         self.assertEqual(done, [])
         queue.startService()
         self.assertEqual(done, list(range(1000)))
-
-    def test_forget(self) -> None:
-        """A forgotten key does not come."""
-        self.queue.add("a", 5)
-        self.queue.forget("a")
-        self.clock.advance(10)
-        self.assertEqual(self.work.began, [])
 
     def test_stop(self) -> None:
         """Stopping cancels what runs, waits for its end, and starts nothing more."""

@@ -11,6 +11,7 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
 from twisted.internet.ssl import ContextFactory
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
@@ -111,6 +112,12 @@ class TransportTests(TestCase):
         client = self.client(self.serve(CA.issue("api", "localhost")), "localhost")
         self.assertEqual(await self.get(client), "x")
         self.assertEqual(self.context.names, [b"localhost"])
+
+    async def test_quiet(self) -> None:
+        """A connection is not worth a line in the log."""
+        with capturedLogs() as events:
+            await self.get(self.client(self.serve(CA.issue("api", "127.0.0.1"))))
+        self.assertEqual([event for event in events if "HTTP11Client" in str(event.get("factory"))], [])
 
     def test_other_address(self) -> Deferred[None]:
         """A certificate for another address is refused."""

@@ -54,6 +54,12 @@ class WatchDecoderTests(SynchronousTestCase):
         self.assertTrue(error is None or isinstance(error, Unreachable))
         self.assertEqual(events, [])
 
+    def test_managed_fields(self) -> None:
+        """Who set which field is left out."""
+        found = {"metadata": {"name": "a", "resourceVersion": "1", "managedFields": [{"manager": "x"}]}}
+        [(_, told)], _ = WatchDecoder().receive(orjson.dumps({"type": "ADDED", "object": found}) + b"\n")
+        self.assertEqual({"name": "a", "resourceVersion": "1"}, told["metadata"])
+
     def test_gone_after_events(self) -> None:
         """The events before an error are told with it."""
         events, error = WatchDecoder().receive(line("ADDED") + GONE + line("ADDED"))

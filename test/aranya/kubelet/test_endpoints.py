@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -10,16 +11,18 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import ClientFactory, Protocol
+from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from aranya.certs.contexts import ServerContext
 from aranya.certs.keys import KeyPair
 from aranya.kubelet import endpoints as module
 from aranya.kubelet.auth import Authentication, Authorization, ClientCA
-from aranya.kubelet.endpoints import CannotServe, KubeletEndpoints
-from aranya.kubelet.root import Door
+from aranya.kubelet.endpoints import BoundedTLS, CannotServe, DoorChannel, DoorSite, KubeletEndpoints
+from aranya.kubelet.root import Door, Root
 from aranya.names import DeviceKey
 from test.support.door import Answer, House, parsed
 from test.support.identities import TestAuthority, client_context
@@ -64,6 +67,43 @@ class Client(Protocol):
 
     def connectionLost(self, reason: Failure = None) -> None:
         self.over.callback(self.received)
+
+
+class Pipe(StringTransport):
+    """The socket beneath TLS."""
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Nothing to keep."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing delays."""
+
+
+class TlsTests(SynchronousTestCase):
+    """What lies between a door and the network."""
+
+    def test_records(self) -> None:
+        """Each write goes out at once and whole, in a record of its own."""
+        house = House()
+        pair = TestAuthority().issue("server", usage=ExtendedKeyUsageOID.SERVER_AUTH, hosts=["127.0.0.1"])
+        site = DoorSite(Root(house.door, house.served), house.clock)
+        tls = BoundedTLS(ServerContext(pair), False, site, house.clock).buildProtocol(None)
+        pipe = Pipe()
+        tls.makeConnection(pipe)
+        client = SSL.Connection(client_context(None), None)
+        client.set_connect_state()
+        for _ in range(3):
+            with contextlib.suppress(SSL.WantReadError):
+                client.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                tls.dataReceived(client.bio_read(65536))
+            if pipe.value():
+                client.bio_write(pipe.value())
+                pipe.clear()
+        for size in (16_380, 20):
+            tls.wrappedProtocol.transport.write(bytes(size))
+        client.bio_write(pipe.value())
+        self.assertEqual([len(client.recv(65536)) for _ in range(2)], [16_380, 20])
 
 
 class EndpointTests(TestCase):
@@ -138,6 +178,23 @@ class EndpointTests(TestCase):
             [["some-group", "system:authenticated"]] * 2,
         )
 
+    async def test_no_delay(self) -> None:
+        """The kernel holds no small write back: an echoed keystroke goes out as it comes."""
+        channels: list[DoorChannel] = []
+
+        class Remembered(DoorChannel):
+            def handshakeCompleted(self) -> None:
+                super().handshakeCompleted()
+                channels.append(self)
+
+        self.patch(DoorSite, "protocol", Remembered)
+        await self.open_house()
+        client = self.dial(self.apiserver(), data=HEALTHZ.replace(b"Connection: close\r\n", b""))
+        await client.first
+        self.assertTrue(channels[0].transport.getTcpNoDelay())
+        client.transport.loseConnection()
+        await client.over
+
     async def test_token(self) -> None:
         """A token opens the door without a certificate."""
         await self.open_house()
@@ -170,6 +227,28 @@ class EndpointTests(TestCase):
         text = await running.over
         self.assertIn(b"two\n", text)
         self.assertIn(b"aranya: log stream cut: the device was deleted\n", text)
+
+    async def test_tls_ends_while_output_waits(self) -> None:
+        """A client that ends TLS while it does not read is heard all the same."""
+        await self.open_house()
+        target = b"GET /containerLogs/edge/dev/host?follow=1 HTTP/1.1\r\n"
+        client = self.dial(data=target + b"Host: x\r\nAuthorization: Bearer t\r\n\r\n")
+        while not self.house.device.sessions:
+            await self.turn()
+        session = self.house.device.session
+        session.tell(b"one\n")
+        await client.first
+        client.transport.pauseProducing()
+        while not session.channel.paused:
+            session.tell(b"more\n" * 100_000)
+            await self.turn()
+        client.transport.loseConnection()
+        await self.turn()
+        client.transport.resumeProducing()
+        await client.over
+        while session.channel.reset_with is None:
+            await self.turn()
+        self.assertEqual(self.endpoints.sessions(), 0)
 
     async def turn(self) -> None:
         """Let the reactor do one thing."""

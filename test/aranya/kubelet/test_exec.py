@@ -127,7 +127,7 @@ class ExecTests(SynchronousTestCase):
         self.assertEqual(session.channel.lane(Lane.MAIN), b"ls\n")
         session.tell(b"$ ")
         session.answer(Killed(15))
-        received = client.read()
+        received = client.received
         self.assertEqual(received[1], b"$ ")
         self.assertEqual(json.loads(received[3])["details"]["causes"][0]["message"], "143")
         self.assertEqual(client.close_code, 1000)

@@ -75,6 +75,11 @@ class QueryTests(SynchronousTestCase):
             refusal = self.assertRaises(Refusal, logs_request, pairs_of(text))
             self.assertEqual((refusal.code, refusal.text), (code, message), text)
 
+    def test_refusals_are_new(self) -> None:
+        """A refusal that is raised keeps its frames alive, so each is another one."""
+        first, second = (self.assertRaises(Refusal, logs_request, pairs_of(b"tailLines=x")) for _ in "12")
+        self.assertIsNot(first, second)
+
     def test_time(self) -> None:
         """RFC 3339 with fractions and offsets, to the nanosecond."""
         for text, nanos in (

@@ -53,7 +53,6 @@ class PortForwardTests(SynchronousTestCase):
         self.assertEqual(session.channel.lane(Lane.MAIN), b"ping")
         session.tell(b"pong")
         session.receiver.finished()
-        client.read()
         self.assertEqual((client.received["data0"], client.received.get("error0", b"")), (b"pong", b""))
         self.assertLessEqual({"data0", "error0"}, client.ended)
         self.assertTrue(client.connection.wire.connected)
@@ -62,7 +61,6 @@ class PortForwardTests(SynchronousTestCase):
         """A target that does not answer is told on the error stream."""
         client = self.connect()
         self.house.device.session.break_off(ResetCode.UNREACHABLE, "connection refused")
-        client.read()
         self.assertEqual(
             client.received["error0"],
             b"error forwarding port 80 to pod edge/dev, uid uid-1: connection refused",
@@ -86,7 +84,6 @@ class PortForwardTests(SynchronousTestCase):
         client = self.connect()
         self.house.devices.here.clear()
         client.open("error", "data", port="80", requestid="1")
-        client.read()
         self.assertIn(b"device dev is offline", client.received["error1"])
 
     def test_endpoint_stops(self) -> None:

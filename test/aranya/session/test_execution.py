@@ -93,6 +93,12 @@ class EndTests(ExecutionTestCase):
         self.assertEqual(self.channel.reset_with, Reason(ResetCode.CANCELLED, "aranya is stopping"))
         self.assertEqual(self.ended, [self.execution])
 
+    def test_abort_without_reason(self) -> None:
+        """Even an end that nobody explains is no success."""
+        self.start()
+        self.execution.abort("\n")
+        self.assertEqual(self.streams.status, Status(message="the session was ended"))
+
     def test_client_gone(self) -> None:
         """A client that leaves cancels the session and is told nothing."""
         self.start()
@@ -184,6 +190,17 @@ class DataTests(ExecutionTestCase):
         self.channel.block()
         self.assertTrue(self.streams.stdin_paused)
         self.channel.unblock()
+        self.assertFalse(self.streams.stdin_paused)
+
+    def test_sizes_wait_for_the_device(self) -> None:
+        """While the device takes nothing, only the newest size of the terminal is kept."""
+        self.start(tty=True)
+        self.channel.block()
+        for width in range(1, 1000):
+            self.execution.resized(Size(width, 24))
+        self.assertEqual(self.channel.sent, [])
+        self.channel.unblock()
+        self.assertEqual(decode_size(self.channel.lane(Lane.RESIZE)), Size(999, 24))
         self.assertFalse(self.streams.stdin_paused)
 
     def test_output_waits_for_the_client(self) -> None:

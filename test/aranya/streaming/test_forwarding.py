@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,8 @@ class Forward:
         self.transport = self.wire.transport
 
     def _answer(self, request: Request) -> None:
-        self.session = forward_streams(request, self.clock, self)
+        query = parse_qs(urlsplit(request.uri.decode()).query, keep_blank_values=True)
+        self.session = forward_streams(request, query.get("port", []), self.clock, self)
 
     def connection_opened(self, port: int, stream: ForwardStream) -> Connected:
         self._on_open(stream)
@@ -247,6 +249,7 @@ class SpdyTests(SynchronousTestCase):
             {"port": "80"},
         ):
             self.assertEqual(running.open(requestid="1", **headers).reset, 5)
+        self.assertEqual(running.open(streamtype="data", port="80", requestid="9" * 65).reset, 5)
         running.connect()
         self.assertEqual(len(running.connections), 1)
 
@@ -384,6 +387,15 @@ class SpdyTests(SynchronousTestCase):
         refused = [stream for stream in running.client.streams.values() if stream.reset == 3]
         self.assertEqual(len(refused), 10)
         running.wire.disconnect()
+
+    def test_streams_without_reading(self) -> None:
+        """A client that opens bad streams for ever and reads nothing is cut off."""
+        running = self.make()
+        running.transport.producer.pauseProducing()
+        for _ in range(10_000):
+            if not running.transport.disconnecting:
+                running.send(running.client.syn(streamtype="bogus"))
+        self.assertTrue(running.transport.disconnecting)
 
     def test_violation(self) -> None:
         """A client that breaks the protocol is cut off."""

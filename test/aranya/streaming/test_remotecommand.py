@@ -390,6 +390,13 @@ class SpdyEndTests(SynchronousTestCase):
         self.assertEqual(go_decodes(running.received("error"))["message"], "the device was deleted")
         self.assertEqual(running.events.told, ["gone: the device was deleted"])
 
+    def test_abort_without_reason(self) -> None:
+        """Even an end that nobody explains is no success."""
+        running = SpdyExec()
+        assert running.session is not None
+        running.session.abort("")
+        self.assertEqual(go_decodes(running.received("error"))["status"], "Failure")
+
     def test_sessions(self) -> None:
         """The set of sessions holds one until its connection is gone, and can end all."""
         running = SpdyExec()
@@ -570,6 +577,23 @@ class SpdyRunningTests(SynchronousTestCase):
         running.streams.end(Status())
         self.assertTrue(running.transport.reading)
 
+    def test_sizes_of_no_terminal(self) -> None:
+        """Sizes without a terminal go nowhere."""
+        running = SpdyExec()
+        running.open("resize")
+        running.send("resize", b'{"Width":80,"Height":24}')
+        self.assertEqual(running.events.told, [])
+
+    def test_streams_without_reading(self) -> None:
+        """A client that opens bad streams for ever and reads nothing is cut off."""
+        running = SpdyExec()
+        running.transport.producer.pauseProducing()
+        for _ in range(10_000):
+            if not running.transport.disconnecting:
+                running.wire.send(running.client.syn(streamtype="bogus"))
+        self.assertTrue(running.transport.disconnecting)
+        self.assertIn("does not read", running.events.told[0])
+
     def test_pings_without_reading(self) -> None:
         """A client that pings for ever and reads nothing is cut off."""
         running = SpdyExec()
@@ -708,12 +732,3 @@ class WebSocketTests(SynchronousTestCase):
         running = Exec(ALL)
         running.wire.upgrade_to_websocket(V4, glued=WebSocketClient().binary(b"\x00now"))
         self.assertEqual(running.events.stdin, b"now")
-
-
-class OptionsTests(SynchronousTestCase):
-    """``StreamOptions`` of a query."""
-
-    def test_of_query(self) -> None:
-        """Only a literal 1 is true, and only the first value counts."""
-        options = StreamOptions.of_query({b"input": [b"1"], b"output": [b"true"], b"error": [b"0", b"1"]})
-        self.assertEqual(options, StreamOptions(stdin=True))

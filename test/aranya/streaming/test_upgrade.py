@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
@@ -78,6 +81,12 @@ class TakeOverTests(SynchronousTestCase):
         take_over(self.requests[0], HEAD, self.successor)
         self.assertIsNone(self.wire.transport.producer)
 
+    def test_no_answer_any_more(self) -> None:
+        """The request counts as answered, so that nobody writes HTTP into the new language."""
+        self.ask()
+        take_over(self.requests[0], HEAD, self.successor)
+        self.assertTrue(self.requests[0].finished)
+
     def test_connection_lost(self) -> None:
         """The successor hears of the loss; the request is told that it is finished."""
         self.ask()
@@ -126,7 +135,7 @@ class LimitTests(SynchronousTestCase):
         for start in range(0, len(data), 1000):
             self.wire.send(data[start : start + 1000])
         (request,) = self.requests
-        self.assertEqual(request.args[b"command"], [argument])
+        self.assertEqual(request.uri, b"/exec?command=" + argument)
 
     def test_endless_line(self) -> None:
         """A line without end is refused at the limit."""
@@ -158,12 +167,27 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(self.requests, [])
 
     def test_small_bodies(self) -> None:
-        """Small bodies are read, one request after another."""
-        for _ in range(3):
-            self.wire.send(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc")
-            self.assertEqual(self.requests[-1].content.read(), b"abc")
+        """Small bodies are read past, one request after another, and nothing of them is kept."""
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        for body in (b"Content-Length: 3\r\n\r\nabc", chunked):
+            self.wire.send(b"POST / HTTP/1.1\r\n" + body)
+            self.assertIsInstance(self.requests[-1].content, BytesIO)
+            self.assertEqual(self.requests[-1].content.getvalue(), b"")
             self.requests[-1].finish()
-        self.assertEqual(len(self.requests), 3)
+        self.assertEqual(len(self.requests), 2)
+
+    def test_nothing_in_advance(self) -> None:
+        """Of what a stranger sends, neither query nor path nor cookies are taken apart."""
+        self.wire.send(b"GET /a/b?c=d&e HTTP/1.1\r\nCookie: f=g\r\n\r\n")
+        (request,) = self.requests
+        self.assertEqual((request.uri, request.received_cookies), (b"/a/b?c=d&e", {}))
+        self.assertIsNone(request.args)
+
+    def test_folded_headers(self) -> None:
+        """A head with folded headers is refused, as unfolding many of them would take for ever."""
+        self.wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n y\r\n\r\n")
+        self.assertTrue(self.wire.take().startswith(b"HTTP/1.1 400 "))
+        self.assertEqual(self.requests, [])
 
     def test_idle(self) -> None:
         """A connection without a request is closed after the idle time."""
@@ -178,6 +202,35 @@ class LimitTests(SynchronousTestCase):
                 self.wire.send(b"x")
                 self.wire.clock.advance(1)
         self.assertTrue(self.wire.transport.disconnecting)
+
+    def test_client_that_does_not_close(self) -> None:
+        """A connection that we closed and the client did not is cut off after the idle time."""
+        for request in (b"GET / HTTP/1.0\r\n\r\n", b"no request\r\n\r\n"):
+            wire = KubectlWire(lambda request: request.finish())
+            wire.send(request)
+            self.assertTrue(wire.transport.disconnecting)
+            wire.clock.advance(IDLE_SECONDS - 1)
+            self.assertFalse(wire.transport.aborted)
+            wire.clock.advance(1)
+            self.assertTrue(wire.transport.aborted)
+            self.assertEqual(wire.clock.getDelayedCalls(), [])
+
+    def test_client_that_closes(self) -> None:
+        """When the client closes, too, no timer is left."""
+        self.wire.send(b"no request\r\n\r\n")
+        self.wire.disconnect()
+        self.assertEqual(self.wire.clock.getDelayedCalls(), [])
+
+    def test_pipelined_producers(self) -> None:
+        """An answer that begins while the client has not read the one before is held back at once."""
+        self.wire.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.wire.channel.pauseProducing()
+        self.requests[0].finish()
+        producer = StringTransport()
+        self.requests[1].registerProducer(producer, True)
+        self.assertEqual(producer.producerState, "paused")
+        self.wire.channel.resumeProducing()
+        self.assertEqual(producer.producerState, "producing")
 
     def test_keep_alive(self) -> None:
         """Each request buys another idle time."""

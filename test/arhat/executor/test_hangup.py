@@ -53,6 +53,21 @@ class HangupsTests(SynchronousTestCase):
         self.assertEqual(process.wait(5), -signal.SIGKILL)
         self.successResultOf(idle)
 
+    def test_hurry(self) -> None:
+        """An agent that stops gives less grace, also to who was told to go before; never more."""
+        before, after = self.sleeper("trap : HUP;"), self.sleeper("trap : HUP;")
+        self.hangups.hang_up(Leader(before.pid))
+        self.clock.advance(1)
+        self.hangups.hurry(2)
+        self.hangups.hurry(60)
+        self.hangups.hang_up(Leader(after.pid))
+        idle = self.hangups.idle()
+        self.clock.advance(1.9)
+        self.assertNoResult(idle)
+        self.clock.advance(0.2)
+        self.successResultOf(idle)
+        self.assertEqual([before.wait(5), after.wait(5)], [-signal.SIGKILL] * 2)
+
     def test_stopped(self) -> None:
         """A stopped process is woken to hear that it should go."""
         process = self.sleeper()

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -54,6 +55,8 @@ class ConnectionTests(TestCase):
         accepted: Deferred[Target] = Deferred()
 
         class Targets(Factory):
+            noisy = False
+
             def buildProtocol(self, address: object) -> Target:
                 target = Target()
                 accepted.callback(target)
@@ -119,6 +122,13 @@ class ConnectionTests(TestCase):
         target.transport.write(b"six")
         await channel.until(b"six")
         await self.finish(receiver, target)
+
+    async def test_quiet(self) -> None:
+        """A connection is not worth a line in the log."""
+        with capturedLogs() as events:
+            _, receiver, target = await self.connected()
+            await self.finish(receiver, target)
+        self.assertEqual([event["factory"] for event in events if "factory" in event], [])
 
     async def test_early_bytes(self) -> None:
         """Bytes and an end that come before the target answered are not lost."""

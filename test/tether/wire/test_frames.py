@@ -32,6 +32,7 @@ from tether.wire.frames import (
 
 IDS = st.integers(0, (1 << 64) - 1)
 OFFSETS = st.integers(0, 1 << 62)
+LINES = st.text(max_size=9).filter(str.isprintable)
 ANY = st.one_of(
     st.builds(
         Hello,
@@ -51,10 +52,10 @@ ANY = st.one_of(
     st.builds(Data, IDS, OFFSETS, st.integers(0, 9), st.binary(min_size=1, max_size=50)),
     st.builds(Credit, IDS, OFFSETS, OFFSETS),
     st.builds(Finish, IDS, OFFSETS),
-    st.builds(Reset, IDS, OFFSETS, st.builds(Reason, st.sampled_from(ResetCode), st.text(max_size=9))),
+    st.builds(Reset, IDS, OFFSETS, st.builds(Reason, st.sampled_from(ResetCode), LINES)),
     st.builds(Ping, IDS),
     st.builds(Pong, IDS),
-    st.builds(Goodbye, st.text(max_size=9), st.booleans()),
+    st.builds(Goodbye, LINES, st.booleans()),
 )
 
 
@@ -121,6 +122,14 @@ class FramesTests(SynchronousTestCase):
                 decode(message)
             self.assertIn(reason, str(caught.exception))
         self.assertEqual(decode(encode([hello])), [hello])
+
+    def test_words_for_a_terminal(self) -> None:
+        """A peer's reasons end in logs and terminals: whatever moves the cursor is blanked."""
+        reason = Reason(ResetCode.CANCELLED, "gone\x1b[2J\nroot: all is well")
+        goodbye, reset = decode(encode([Goodbye(reason.text, True), Reset(2, 0, reason)]))
+        assert isinstance(goodbye, Goodbye) and isinstance(reset, Reset)
+        self.assertEqual(goodbye.reason, "gone [2J root: all is well")
+        self.assertEqual(reset.reason.text, goodbye.reason)
 
     def test_long_text(self) -> None:
         """A reason that is too long is cut on the way out, refused on the way in."""

@@ -19,6 +19,7 @@ from tether.wire.events import (
 )
 from tether.wire.frames import (
     STREAMS_LIMIT,
+    WINDOW_LIMIT,
     Credit,
     Data,
     Finish,
@@ -32,6 +33,7 @@ from tether.wire.frames import (
 )
 from tether.wire.lanes import Lane
 from tether.wire.mux import WINDOW, Mux, Role
+from tether.wire.outbound import Outbound
 
 GONE = Reason(ResetCode.CANCELLED, "gone")
 
@@ -53,6 +55,12 @@ class PairCase(SynchronousTestCase):
 
 class StreamTests(PairCase):
     """One stream's life."""
+
+    def test_too_generous(self) -> None:
+        """A peer that permits everything is sent no more than can be kept until it acknowledges."""
+        outbound = Outbound(2, 0)
+        outbound.acknowledge(0, 1 << 60)
+        self.assertEqual(outbound.limit, WINDOW_LIMIT)
 
     def test_ids(self) -> None:
         """Ids are even from the controller, odd from the agent, and never used twice."""
