@@ -8,12 +8,19 @@ When to grant
     window is used up stalls the peer for a round trip. So a grant is worth a
     frame when half the window can be given back, or when the peer stands still
     (it used up all it was granted) and a useful piece can be given back. HTTP/2
-    stacks settled on about the same two thresholds. Many tiny pieces are worth a
-    frame too: the peer keeps each as an object until it is acknowledged.
+    stacks settled on about the same two thresholds. A third is for the peer's
+    turn-taking: a stream that shares the link has no more than ``SHARED`` bytes on
+    their way, so there an acknowledgement is due after every ``ACKNOWLEDGE`` bytes.
+    Many tiny pieces are worth a frame too: the peer keeps each as an object until
+    it is acknowledged.
 """
 
 from __future__ import annotations
 
+#: How many bytes a stream may have on their way while others share the link: a keystroke waits for them.
+SHARED = 128 * 1024
+#: After so many bytes they are acknowledged; must be well below ``SHARED``, or both sides wait.
+ACKNOWLEDGE = 64 * 1024
 #: What is granted at once to a peer that stands still: less would be a trickle of tiny frames.
 _USEFUL = 4096
 #: After so many pieces they are acknowledged, however small they were.
@@ -32,12 +39,16 @@ class Ledger:
         self.delivered = 0  # everything below was handed on
         self.pieces = 0  # how often something was handed on since the last grant
 
-    def hand_on(self, count: int) -> bool:
+    def hand_on(self, count: int, shared: bool = False) -> bool:
         """``count`` more offsets were handed on; true when that is worth a frame."""
         self.delivered += count
         self.pieces += 1
+        return self.is_due(shared)
+
+    def is_due(self, shared: bool) -> bool:
+        """Whether a grant is worth a frame now; ``shared``: other streams are on the link."""
         back = self.delivered + self.window - self.limit
-        if 2 * back >= self.window or self.pieces >= _PIECES:
+        if 2 * back >= self.window or self.pieces >= _PIECES or (shared and back >= ACKNOWLEDGE):
             return True
         return self.received >= self.limit and back >= min(_USEFUL, self.window // 4)
 

@@ -45,6 +45,7 @@ from enum import Enum
 
 from tether.errors import LinkLost, LocalMisuse, Reason, RemoteViolation, ResetCode, StreamReset
 from tether.wire import frames
+from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
     Event,
@@ -173,6 +174,7 @@ class Mux:
         self._streams[stream.id] = stream
         self._own += 1
         self._opens[stream.id] = None
+        self._joined_by_another()
         return stream.id
 
     def send(self, stream_id: int, lane: int, data: bytes) -> None:
@@ -215,7 +217,7 @@ class Mux:
         ledger = stream.ledger
         if ledger.delivered + count > ledger.received:
             raise LocalMisuse(f"stream {stream_id}: more was handed on than arrived")
-        worth_a_frame = ledger.hand_on(count)
+        worth_a_frame = ledger.hand_on(count, self._is_shared)
         if worth_a_frame or stream.inbound_over:
             self._credits[stream_id] = None
         return self._closed(stream)
@@ -322,8 +324,14 @@ class Mux:
         return taken
 
     def _ready(self, stream: Stream) -> None:
-        if self._introduced and stream.outbound.sendable:
-            self._turns.ready(stream.id, stream.outbound.little)
+        outbound = stream.outbound
+        if not self._introduced or not outbound.sendable:
+            return
+        if outbound.on_the_way >= SHARED and outbound.little and self._is_shared:
+            # What is on the way stands before every keystroke. The acknowledgement calls again,
+            # or the end of the other stream.
+            return
+        self._turns.ready(stream.id, outbound.little)
 
     # ---- what the peer does -------------------------------------------------------
 
@@ -366,6 +374,7 @@ class Mux:
             return
         self._highest_of_peer = frame.stream
         self._streams[frame.stream] = Stream(frame.stream, frame.window, self.window)
+        self._joined_by_another()
         events.append(StreamOpened(frame.stream, frame.request))
 
     def _receive_data(self, frame: Data, events: list[Event]) -> None:
@@ -489,6 +498,18 @@ class Mux:
 
     # ---- odds ---------------------------------------------------------------------
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether a stream must leave room for others on this link."""
+        return len(self._streams) > 1
+
+    def _joined_by_another(self) -> None:
+        """A stream was opened: acknowledge what a stream that was alone did not have to yet."""
+        if len(self._streams) == 2:
+            for stream in self._streams.values():
+                if stream.ledger.is_due(True):
+                    self._credits[stream.id] = None
+
     def _is_own(self, stream_id: int) -> bool:
         return stream_id % 2 == self.role.value % 2
 
@@ -522,3 +543,6 @@ class Mux:
         self._turns.forget(stream.id)
         for queue in (self._credits, self._opens, self._resets):
             queue.pop(stream.id, None)
+        if len(self._streams) == 1:
+            for alone in self._streams.values():
+                self._ready(alone)

@@ -54,6 +54,11 @@ class Outbound:
         return self.sent - self.acknowledged
 
     @property
+    def on_the_way(self) -> int:
+        """How many offsets were sent on this link and not yet acknowledged."""
+        return self.kept - self._again_size
+
+    @property
     def over(self) -> bool:
         """True when the last frame was sent and acknowledged."""
         return self.end is not None and self.acknowledged >= self.end.end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tether.wire.credit import Ledger
+from tether.wire.credit import ACKNOWLEDGE, SHARED, Ledger
 
 
 class LedgerTests(SynchronousTestCase):
@@ -19,6 +19,14 @@ class LedgerTests(SynchronousTestCase):
         self.assertFalse(self.ledger.hand_on(499_999))
         self.assertTrue(self.ledger.hand_on(1))
         self.assertEqual(self.ledger.grant(), (500_000, 1_500_000))
+
+    def test_shared(self) -> None:
+        """On a shared link a fraction of what may be on its way is worth a frame."""
+        self.ledger.received = 200_000
+        self.assertFalse(self.ledger.hand_on(ACKNOWLEDGE - 1, True))
+        self.assertFalse(self.ledger.hand_on(1, False))
+        self.assertTrue(self.ledger.is_due(True))
+        self.assertLess(2 * ACKNOWLEDGE, SHARED + 1)
 
     def test_standing_still(self) -> None:
         """A peer that used up all is helped along with little."""

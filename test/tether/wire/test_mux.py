@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from test.tether.wire.pair import MuxPair
 from tether.errors import LinkLost, LocalMisuse, Reason, RemoteViolation, ResetCode, StreamReset
 from tether.wire import frames
+from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
     PongArrived,
@@ -250,6 +251,7 @@ class TurnTests(PairCase):
             self.controller.send(stream, 0, b"b" * 300_000)
         for _ in range(6):
             self.pair.move(self.controller)
+            self.pair.move(self.agent)
         self.assertEqual([frame.stream for frame in self.data(self.controller)], [self.stream, second] * 3)
 
     def test_bulk_does_not_starve(self) -> None:
@@ -259,8 +261,64 @@ class TurnTests(PairCase):
         for _ in range(30):
             self.controller.send(shell, 0, b"k")
             self.pair.move(self.controller)
+            self.pair.move(self.agent)
         bulk = [frame for frame in self.data(self.controller) if frame.stream == self.stream]
         self.assertGreaterEqual(len(bulk), 3)
+
+    def sent_into_the_void(self) -> int:
+        """How much the controller sends while no acknowledgement comes."""
+        while self.pair.move(self.controller, lose=True):
+            pass
+        return self.controller.kept(self.stream)
+
+    def test_alone_it_may_use_the_window(self) -> None:
+        """A stream that is alone has its whole window on the way."""
+        self.controller.send(self.stream, 0, b"b" * (2 * WINDOW))
+        self.assertEqual(self.sent_into_the_void(), WINDOW)
+
+    def test_leaves_room_for_others(self) -> None:
+        """Beside another stream only a little is on the way, and each acknowledgement lets more go."""
+        shell = self.controller.open(b"")
+        self.pair.flush()
+        self.controller.send(self.stream, 0, b"b" * (2 * WINDOW))
+        self.assertLess(self.sent_into_the_void(), SHARED + 65536)
+        self.controller.send(shell, 0, b"k")
+        self.assertTrue(self.pair.move(self.controller, lose=True))
+
+    def test_all_arrives_beside_others(self) -> None:
+        """With acknowledgements nothing is held back for good, whoever comes and goes."""
+        self.controller.send(self.stream, 0, b"b" * (2 * WINDOW))
+        for _ in range(3):
+            self.pair.move(self.controller)
+        shells = [self.controller.open(b""), self.agent.open(b"")]
+        self.pair.flush()
+        self.controller.reset(shells[0], GONE)
+        self.agent.reset(shells[1], GONE)
+        self.pair.flush()
+        self.assertEqual(sum(len(frame.payload) for frame in self.data(self.controller)), 2 * WINDOW)
+        self.assertEqual(self.controller.queued(self.stream), 0)
+
+    def test_the_other_ends_first(self) -> None:
+        """A stream that held back for another goes on when that ends, without an acknowledgement."""
+        shell = self.controller.open(b"")
+        self.pair.flush()
+        self.controller.send(self.stream, 0, b"b" * (2 * WINDOW))
+        held = self.sent_into_the_void()
+        self.controller.reset(shell, GONE)
+        while self.controller.holds(shell):
+            self.pair.move(self.controller)
+            self.pair.move(self.agent)
+        self.assertGreater(self.sent_into_the_void(), held)
+
+    def test_again_after_a_cut(self) -> None:
+        """What was on the way when the link broke does not hold back its being sent again."""
+        self.controller.send(self.stream, 0, b"b" * (2 * WINDOW))
+        self.sent_into_the_void()
+        self.controller.open(b"")
+        self.pair.detach()
+        self.pair.attach()
+        self.pair.flush()
+        self.assertEqual(self.controller.queued(self.stream), 0)
 
     def test_fed_in_small_pieces(self) -> None:
         """A copy that is fed in small pieces stays bulk, and does not crowd out a shell."""
