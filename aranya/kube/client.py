@@ -305,6 +305,9 @@ class ApiClient:
                     raise CancelledError() from None
                 if repeatable and not repeated and _died_unseen(error):
                     repeated = True
+                    if self._way is not None:
+                        # Connections that were idle together died together.
+                        self._way.forget_idle()
                     continue
                 raise self._unreachable(_plain(error)) from None
             if response.code == 401 and not renewed:

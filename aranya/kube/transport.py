@@ -70,6 +70,10 @@ class Way:
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
 
+    def forget_idle(self) -> None:
+        """Let the next request have a new connection."""
+        self._pool.closeCachedConnections()
+
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:

@@ -8,7 +8,7 @@ from typing import Any
 
 from OpenSSL import SSL, crypto
 from twisted.internet import reactor as global_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
 from twisted.internet.ssl import ContextFactory
 from twisted.logger import capturedLogs
@@ -206,6 +206,15 @@ class TransportTests(TestCase):
         made = await client.replace(CONFIGMAPS, "ns", "x", {"metadata": {"name": "x"}})
         self.assertEqual(made["metadata"]["name"], "x")
         self.assertEqual(len(set(map(id, self.answers.connections))), 2)
+
+    async def test_many_that_died_in_the_pool(self) -> None:
+        """Connections that died together are not tried one after the other."""
+        client = self.client(self.serve(CA.issue("api", "127.0.0.1")))
+        await gatherResults([Deferred.fromCoroutine(self.get(client)) for _ in range(3)])
+        for connection in set(self.answers.connections):
+            connection.abortConnection()
+        made = await client.replace(CONFIGMAPS, "ns", "x", {"metadata": {"name": "x"}})
+        self.assertEqual(made["metadata"]["name"], "x")
 
     async def test_proxy(self) -> None:
         """With a proxy the connection goes through its ``CONNECT``, TLS inside."""
