@@ -435,11 +435,14 @@ class Term:
         self.is_open = False
         # The controller forgets the EdgeDevices when it stops; nobody may ask for them after that.
         await self._gateway.stop_listening()
-        await _ended(self.controller.stopService() if self.controller.running else None)
-        if self._certificate.running:
-            await _ended(self._certificate.stopService())
-        await self.endpoints.stop_all(reason)
-        await self._gateway.close(reason)
+        try:
+            await _ended(self.controller.stopService() if self.controller.running else None)
+            if self._certificate.running:
+                await _ended(self._certificate.stopService())
+        finally:
+            # Whatever went wrong above, no kubectl may take the end of its connection for success.
+            await self.endpoints.stop_all(reason)
+            await self._gateway.close(reason)
 
 
 async def _ended(stopping: Any) -> None:

@@ -73,7 +73,10 @@ def makeService(options: Options) -> IService:
     """Check what can be checked before the reactor runs, then hand over to the service."""
     from twisted.internet import reactor
 
-    from aranya.service import build
+    try:
+        from aranya.service import build
+    except ModuleNotFoundError as missing:
+        refuse("aranya", f"{missing.name} is not installed; pip install 'aranya[controller]'")
 
     try:
         config = options.config()

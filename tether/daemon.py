@@ -16,13 +16,13 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
-from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, formatEvent
+from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, LoggingFile, formatEvent
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
@@ -96,8 +96,9 @@ class Daemon(MultiService):
 
     def fail(self, line: str) -> None:
         """End the daemon with one line and exit code 1."""
-        sys.stderr.write(f"{self._program}: {line}\n")
-        sys.stderr.flush()
+        ear = _ear()
+        ear.write(f"{self._program}: {line}\n")
+        ear.flush()
         self._exit(1)
 
     def _running(self) -> None:
@@ -135,6 +136,21 @@ class Daemon(MultiService):
             self._reactor.stop()
         except ReactorNotRunning:
             self._log.debug("asked to stop while stopping")
+
+
+def _ear() -> TextIO:
+    """Where the operator hears: our own stderr, in whose place ``twistd`` puts the log.
+
+    A daemonised process has no stderr, and only the log is left.
+    """
+    own = sys.__stderr__
+    if own is None or not isinstance(sys.stderr, LoggingFile):
+        return sys.stderr
+    try:
+        silent = os.path.samestat(os.fstat(own.fileno()), os.stat(os.devnull))
+    except (OSError, ValueError):
+        silent = True
+    return cast(TextIO, sys.stderr) if silent else own
 
 
 def _exit_now(code: int) -> None:

@@ -41,8 +41,10 @@ class ServerContext:
     """
 
     def __init__(self, pair: KeyPair) -> None:
+        pair.parse()
         self._pair = pair
-        self._context = server_context(pair)
+        # Made for the first client: of thousands of endpoints most never see one, and each costs 20 kB.
+        self._context: SSL.Context | None = None
 
     @property
     def pair(self) -> KeyPair:
@@ -52,11 +54,13 @@ class ServerContext:
     def swap(self, pair: KeyPair) -> None:
         """Use this certificate for new handshakes; raises ``PairUnusable`` and changes nothing."""
         if pair != self._pair:
-            self._context = server_context(pair)
-            self._pair = pair
+            pair.parse()
+            self._pair, self._context = pair, None
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Framework hook: the OpenSSL connection of one accepted socket."""
+        if self._context is None:
+            self._context = server_context(self._pair)
         return SSL.Connection(self._context, None)
 
 

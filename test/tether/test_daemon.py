@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from twisted.application.service import Application, IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, Logger, LoggingFile
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -110,6 +111,26 @@ class StartTests(DaemonCase):
         self.built.errback(Fatal("no credentials; use --kubeconfig"))
         self.assertEqual("prog: no credentials; use --kubeconfig\n", self.stderr.getvalue())
         self.assertEqual((1, [1]), (self.reactor.stops, self.exits))
+
+    def test_past_the_log(self) -> None:
+        """The line goes to our own stderr, not into the log that twistd puts in its place."""
+        path = self.mktemp()
+        with open(path, "w") as own:
+            self.patch(sys, "__stderr__", own)
+            self.patch(sys, "stderr", LoggingFile(Logger()))
+            self.daemon.fail("cannot listen")
+        with open(path) as said:
+            self.assertEqual("prog: cannot listen\n", said.read())
+
+    def test_daemonised(self) -> None:
+        """Where our own stderr is nothing, the log has the line."""
+        said: list[str] = []
+        with open(os.devnull, "w") as nothing:
+            self.patch(sys, "__stderr__", nothing)
+            logger = Logger(observer=lambda event: said.append(str(event["log_io"])))
+            self.patch(sys, "stderr", LoggingFile(logger))
+            self.daemon.fail("cannot listen")
+        self.assertEqual(["prog: cannot listen"], said)
 
     def test_bug(self) -> None:
         """Anything else is logged with its failure, and code 1 as well."""
