@@ -191,7 +191,7 @@ class Devices(Protocol):
         ...
 
     def subscribe(self, listener: Callable[[DeviceKey], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever a device came, went or told new facts; gives back the undo."""
+        """Call ``listener`` whenever a device came or went; gives back the undo."""
         ...
 
 

@@ -69,13 +69,6 @@ class LinkedDevice:
         """Tells a second process of one host from a cloned device."""
         return self._host_boot_id
 
-    def tell(self, facts: DeviceFacts) -> bool:
-        """Take newer facts; gives back whether they differ."""
-        newer = sanitised(facts)
-        changed = newer != self._facts
-        self._facts = newer
-        return changed
-
     def allows(self, verb: str) -> bool:
         """Whether the owner's policy lets this verb; the device enforces it itself, too."""
         return verb in self._facts.allow

@@ -24,7 +24,7 @@ from aranya.interfaces import Device
 from aranya.names import DeviceKey
 from tether.errors import LinkLost, Reason, ResetCode, StreamReset
 from tether.link.interfaces import Lane
-from tether.verbs.requests import AskFacts, DeviceFacts
+from tether.verbs.requests import AskFacts
 
 #: Seconds that a doubted link has to give a sign of life; an agent answers in its next turn.
 PROOF_OF_LIFE = 5.0
@@ -99,7 +99,7 @@ class Registry:
             present.device.link.close(reason, retry)
 
     def subscribe(self, listener: Callable[[DeviceKey], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever a device came, went or told new facts."""
+        """Call ``listener`` whenever a device came or went."""
         self._listeners.append(listener)
 
         def undo() -> None:
@@ -109,11 +109,6 @@ class Registry:
         return undo
 
     # ---- for the gateway --------------------------------------------------------------
-
-    def linked(self, key: DeviceKey) -> LinkedDevice | None:
-        """The device with what only the gateway may know of it."""
-        present = self._present.get(key)
-        return present.device if present is not None else None
 
     def keys(self) -> list[DeviceKey]:
         """All that are connected now."""
@@ -144,12 +139,6 @@ class Registry:
         present = self._present.get(device.key)
         if present is not None and present.device is device:
             self._remove(device, reason)
-
-    def told(self, device: LinkedDevice, facts: DeviceFacts) -> None:
-        """A device told its facts anew."""
-        present = self._present.get(device.key)
-        if device.tell(facts) and present is not None and present.device is device:
-            self._tell(device.key)
 
     def _succeed(self, present: _Present, newer: LinkedDevice) -> None:
         older = present.device

@@ -189,16 +189,6 @@ class RegistryTests(SynchronousTestCase):
         pair.flush()
         self.assertEqual(pair.agent._acceptor.asked, [AskFacts()])  # type: ignore[attr-defined]
 
-    def test_new_facts(self) -> None:
-        """Listeners hear of facts only when they changed."""
-        device, _, _ = self.device()
-        self.registry.arrived(device)
-        self.registry.told(device, DeviceFacts())
-        self.assertEqual(len(self.heard), 1)
-        self.registry.told(device, DeviceFacts(os="linux"))
-        self.assertEqual(len(self.heard), 2)
-        self.assertEqual(device.facts.os, "linux")
-
 
 class FactsTests(SynchronousTestCase):
     """What a device says is made harmless."""
