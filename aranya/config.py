@@ -7,6 +7,7 @@ wrong is one ``ConfigError`` line that names where it came from.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ class Config:
     health: str = "tcp:8080:interface=127.0.0.1"
     log_format: str = "text"
     offline_grace: float = 5.0
+    grace: int = 300
 
     @classmethod
     def of(
@@ -99,6 +101,9 @@ def _parse(name: str, source: str, value: Any) -> Any:
         return _ports(source, value)
     if name == "offline_grace":
         return _seconds(source, value)
+    if name == "grace":
+        # Upwards: the smallest fraction is not "none", which 0 means.
+        return math.ceil(_seconds(source, value))
     if not isinstance(value, str):
         raise ConfigError(f"{source}: expected a string, not {value!r}")
     if name == "log_format" and value not in ("text", "json"):

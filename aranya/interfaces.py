@@ -183,15 +183,19 @@ class Devices(Protocol):
     """Which devices are here now."""
 
     def get(self, key: DeviceKey) -> Device | None:
-        """The device, if it is connected."""
+        """The device, if it is connected: its active agent."""
+        ...
+
+    def standbys(self, key: DeviceKey) -> Sequence[Device]:
+        """The agents of a device that are connected and stand by."""
         ...
 
     def disconnect(self, key: DeviceKey, reason: str, retry: bool = True) -> None:
-        """Close the device's link, if there is one (banned, deleted)."""
+        """Close the device's links, and end the sessions that wait for one (banned, deleted)."""
         ...
 
     def subscribe(self, listener: Callable[[DeviceKey], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever a device came or went; gives back the undo."""
+        """Call ``listener`` whenever a device, or one that stands by, came or went; gives back the undo."""
         ...
 
 

@@ -370,7 +370,7 @@ class Term:
             joins,
             self.registry,
             welcome,
-            lambda key: device_settings(key, lookup(key), welcome()),
+            lambda key: device_settings(key, lookup(key), welcome(), config.grace),
             LinkTerms(software=f"aranya/{VERSION}", instance=instance),
             reactor,
         )

@@ -35,6 +35,7 @@ class Options(usage.Options):
         ["health", None, None, "endpoint for /healthz, /readyz, /metrics [tcp:8080:interface=127.0.0.1]"],
         ["log-format", None, None, "text or json [text]"],
         ["offline-grace", None, None, "seconds before a lost device's Node is not Ready [5]"],
+        ["grace", None, None, "seconds that sessions outlive a lost link, unless the EdgeDevice says [300]"],
     ]
 
     def __init__(self) -> None:

@@ -60,6 +60,7 @@ class Config:
     labels: Mapping[str, str] = field(default_factory=dict)
     max_sessions: int = 256
     kill_grace: float = 5.0
+    drain: float = 30.0
 
     @classmethod
     def read(cls, file: Path | None) -> Config:
@@ -239,9 +240,17 @@ def _limits(key: str, value: object) -> dict[str, Any]:
 
 
 def _kill_grace(key: str, value: object) -> dict[str, Any]:
+    return {"kill_grace": _seconds(key, value)}
+
+
+def _drain(key: str, value: object) -> dict[str, Any]:
+    return {"drain": _seconds(key, value)}
+
+
+def _seconds(key: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 3600:
         raise ConfigError(f"{key}: expected seconds within 0 and 3600, not {value!r}")
-    return {"kill_grace": float(value)}
+    return float(value)
 
 
 _KEYS: dict[str, Callable[[str, object], dict[str, Any]]] = {
@@ -254,4 +263,5 @@ _KEYS: dict[str, Callable[[str, object], dict[str, Any]]] = {
     "labels": _labels,
     "limits": _limits,
     "kill-grace": _kill_grace,
+    "drain": _drain,
 }

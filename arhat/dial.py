@@ -12,7 +12,11 @@ The law of waiting
 The certificate is renewed over the link at two thirds of its life and used from the
 next connection on. What the controller tells about URLs and authorities is kept; the
 URL that works now stays the last resort until another has worked, for a mistake in
-what is told must not lose a device for good.
+what is told must not lose a device for good. Another agent of this host may have renewed
+meanwhile, so what is kept is read again before each attempt.
+
+While sessions wait for the next link somebody sits before a terminal that stands still: until
+their grace is over the bound of the waiting is two seconds.
 """
 
 from __future__ import annotations
@@ -38,10 +42,13 @@ from tether.link.transport import MessageReceiver, MessageTransport
 from tether.link.websocket import TETHER, ClientFactory, Refusal
 from tether.tasks import spawn
 from tether.verbs.requests import Failed, Issued, Renew, Settings
+from tether.wire.frames import Duty
 from tether.wire.mux import Role
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 15.0
+#: The bound while sessions wait for the next link.
+SESSIONS_WAIT = 2.0
 #: Who was refused comes again after this long, and up to twice as long.
 REFUSED_WAIT = 60.0
 #: A link that lived so long was a good one.
@@ -49,15 +56,17 @@ GOOD_LIFE = 20.0
 #: Seconds for one URL until TCP stands (a name may have many addresses).
 CONNECT_PATIENCE = 30.0
 GOODBYE_PATIENCE = 2.0
+#: Seconds that the controller may take to hear that this agent drains.
+DRAIN_PATIENCE = 2.0
 RENEWAL_LOOK = 3600.0
 RENEWAL_PATIENCE = 60.0
 
 
-def seconds_to_wait(failures: int, refused: bool, random: Random) -> float:
+def seconds_to_wait(failures: int, refused: bool, random: Random, longest: float = LONGEST_WAIT) -> float:
     """How long until the next round, after so many rounds in a row that led to nothing."""
     if refused:
         return REFUSED_WAIT * (1 + random.random())
-    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 10)))
+    return random.uniform(0, min(longest, FIRST_WAIT * 2.0 ** min(failures, 10)))
 
 
 def failures_after(failures: int, life: float) -> int:
@@ -90,7 +99,6 @@ class Dial(Service):
         environment: Mapping[str, str],
         now: Callable[[], datetime],
         *,
-        grace: float = 0.0,
         random: Random | None = None,
     ) -> None:
         self._reactor = reactor
@@ -102,12 +110,16 @@ class Dial(Service):
         self._random = random or Random()
         introduction = introduce()
         self._software = introduction.software
-        self._tether = Tether(Role.AGENT, reactor, introduction, acceptor, self, grace=grace)
+        self._tether = Tether(Role.AGENT, reactor, introduction, acceptor, self)
         self._up_since: float | None = None
         self._farewell: tuple[str, bool] | None = None
         self._present: _Connection | None = None
         self._url = ""
         self._trouble = ""
+        self._state_trouble = ""
+        self._duty = Duty.ACTIVE
+        self._draining = False
+        self._drain_heard: Deferred[None] | None = None
         self._keeping: Deferred[None] | None = None
         self._renewing: Deferred[None] | None = None
         self._renewals = LoopingCall(self._look_at_certificate)
@@ -127,6 +139,22 @@ class Dial(Service):
     def trouble(self) -> str:
         """Why there is no link, in one line; empty while there is one."""
         return self._trouble
+
+    async def drain(self) -> None:
+        """Tell the controller, now and on each next link, that this agent takes no new sessions.
+
+        Returns when it has heard: what it sent here before has arrived by then.
+        """
+        self._draining = True
+        if self._tether.tell_duty(Duty.DRAINING):
+            heard: Deferred[None] = Deferred()
+            self._drain_heard = heard
+            try:
+                await heard.addTimeout(DRAIN_PATIENCE, self._reactor)
+            except TimeoutError:
+                self._log.warn("the controller did not hear that this agent is stopping")
+            finally:
+                self._drain_heard = None
 
     # ---- Service
 
@@ -167,15 +195,18 @@ class Dial(Service):
                 if outcome.life:
                     # It worked; after it ended the first URL is the best again.
                     break
+            if not self.running:
+                # A connection that is given up half-way fails in ways of its own.
+                return
             failures = failures_after(failures, outcome.life)
-            wait = seconds_to_wait(failures, outcome.refused, self._random)
+            longest = SESSIONS_WAIT if self._tether.waits else LONGEST_WAIT
+            wait = seconds_to_wait(failures, outcome.refused, self._random, longest)
             self._say(outcome.trouble, wait)
-            if outcome.refused:
-                self._read_again()
             await deferLater(self._reactor, wait, lambda: None)
 
     async def _attempt(self, url: str) -> _Outcome:
         """One connection from dialling to its end."""
+        self._read_again()
         identity, now = self._identity, self._now()
         self._url, self._up_since, self._farewell = url, None, None
         trust: GatewayTrust | None = None
@@ -244,11 +275,34 @@ class Dial(Service):
         self._log.info("connected to {url} as {device}", url=self._url, device=name)
         if settings is not None:
             self._take(settings)
+        if self._draining:
+            self._tether.tell_duty(Duty.DRAINING)
         self._look_at_certificate()
 
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
         """The link is gone; the attempt it ran on hears of its connection's end, too."""
         self._farewell = (reason, retry)
+        # On no link there is nothing that could still arrive.
+        self._drain_was_heard()
+
+    def link_over(self, link: Link) -> None:
+        """The sessions have ended; whoever served them has heard."""
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        """Another agent of this host serves new sessions, or this one does, or was heard not to."""
+        if duty is Duty.DRAINING:
+            self._drain_was_heard()
+            return
+        if duty is not self._duty:
+            self._duty = duty
+            if duty is Duty.STANDBY:
+                self._log.info("standing by: another agent of this host is active")
+            elif not self._draining:
+                self._log.info("active: new sessions come to this agent")
+
+    def _drain_was_heard(self) -> None:
+        if self._drain_heard is not None and not self._drain_heard.called:
+            self._drain_heard.callback(None)
 
     def _take(self, settings: Settings) -> None:
         urls = tuple(dict.fromkeys((*filter(valid_url, settings.urls), self._url)))
@@ -272,14 +326,19 @@ class Dial(Service):
         try:
             kept = self._state.load()
         except StateError as error:
-            self._log.error("{reason}", reason=str(error))
+            # One line, not one at each attempt.
+            if str(error) != self._state_trouble:
+                self._state_trouble = str(error)
+                self._log.error("{reason}", reason=self._state_trouble)
             return
+        self._state_trouble = ""
         if kept is not None and _since(kept) > _since(self._identity):
             self._identity = kept
 
     # ---- renewal
 
     def _look_at_certificate(self) -> None:
+        self._read_again()
         if self.is_up and self._renewing is None and self._now() >= self._identity.renewal_time():
             self._renewing = spawn(self._renew(), self._log, "cannot renew this device's certificate")
             # Also when it has failed already.

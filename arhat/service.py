@@ -3,11 +3,18 @@
 ``build`` joins if it must. After a join it does not go on: the token stands in this
 process's argument list, so ``joined`` is called to start the program anew
 without it.
+
+The law of leaving
+    The controller is told first: from then on new sessions go to another agent, if there
+    is one, and once it has heard they are refused here. Those that run go on to their end,
+    also through a lost link, for as long as the owner says (``drain``) or until somebody
+    insists. What runs then is hung up. The goodbye comes last, and with it the end of every session.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from arhat import node
 from arhat.agent import Agent
 from arhat.builtin.commands import builtins
+from arhat.companions import Companions
 from arhat.config import Config
 from arhat.dial import Dial
 from arhat.executor.environment import Account
@@ -29,13 +38,14 @@ from arhat.executor.logs.starting import LogReading
 from arhat.identity import State, StateError
 from arhat.joining import JoinFailed, join, must_join, read_token
 from tether.daemon import Fatal
-from tether.link.link import PeerIntroduction
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction
 from tether.link.websocket import nvx_available
 from tether.verbs.requests import AskFacts, DeviceFacts, Logs
 from tether.version import VERSION
 
 _log = Logger()
 _SOFTWARE = f"arhat/{VERSION}"
+_CAPABILITIES = frozenset({RESUME, TAKEOVER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +100,78 @@ async def build(
         builtins,
     )
     instance = os.urandom(16)
+    # Who is the eldest of several agents is told by a clock that they share and nobody sets.
+    started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    companions = Companions(start.state, instance)
 
     def introduce() -> PeerIntroduction:
         told = facts()
-        return PeerIntroduction(software=_SOFTWARE, instance=instance, host_boot_id=told.boot_id, facts=told)
+        return PeerIntroduction(
+            software=_SOFTWARE,
+            capabilities=_CAPABILITIES,
+            instance=instance,
+            host_boot_id=told.boot_id,
+            facts=told,
+            started=started,
+            companions=companions.living(),
+        )
 
     dial = Dial(reactor, state, identity, agent, introduce, environment, now)
-    return Arhat(agent, dial)
+    return Arhat(reactor, agent, dial, companions, start.config.drain)
 
 
 class Arhat(MultiService):
-    """The link and what is done over it; stops sessions before the link."""
+    """The link and what is done over it; stops sessions before the link, and ``linger``s for them."""
 
-    def __init__(self, agent: Agent, dial: Dial) -> None:
+    def __init__(
+        self, clock: IReactorTime, agent: Agent, dial: Dial, companions: Companions, linger: float
+    ) -> None:
         super().__init__()
+        self.linger = linger
+        self._clock = clock
         self._agent = agent
+        self._dial = dial
+        self._companions = companions
+        self._hurried = False
+        self._drained: Deferred[None] | None = None
         dial.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
-        """Hang up every session, then say goodbye."""
+        """Let sessions end, hang up what still runs, then say goodbye."""
         return Deferred.fromCoroutine(self._stop())
 
+    def hurry(self) -> None:
+        """Wait for no session any more."""
+        self._hurried = True
+        if self._drained is not None:
+            self._drained.cancel()
+
     async def _stop(self) -> None:
+        await self._dial.drain()
+        await self._drain()
         await self._agent.stop()
         stopped = super().stopService()
         if stopped is not None:
             await stopped
+        self._companions.leave()
+
+    async def _drain(self) -> None:
+        drained = self._agent.drain()
+        count = self._agent.sessions
+        if not count or not self.linger or self._hurried:
+            return
+        _log.info(
+            "stopping: {sessions} on, for up to {limit:g} s; a second SIGTERM ends them now",
+            sessions="1 session runs" if count == 1 else f"{count} sessions run",
+            limit=self.linger,
+        )
+        self._drained = drained
+        try:
+            await drained.addTimeout(self.linger, self._clock)
+            _log.info("stopping: all sessions are over")
+        except (TimeoutError, CancelledError):
+            _log.info(
+                "stopping: sessions that still run are ended ({count}), {reason}",
+                count=self._agent.sessions,
+                reason="for somebody insists" if self._hurried else f"{self.linger:g} s are over",
+            )

@@ -5,6 +5,7 @@ a service that cannot start is a traceback and a process that stays up, SIGTERM
 ends with code 143, and nothing can choose the exit code. ``Daemon`` is the top
 service of either daemon and closes them: a ``Fatal`` is one line and exit
 code 1, SIGTERM and SIGINT stop the children within a deadline and exit 0.
+A child that others still use may linger; a second signal ends that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn, Protocol, TextIO, cast, runtime_checkable
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
@@ -35,6 +36,18 @@ _FIELDS = ("device", "stream", "verb", "pod", "peer", "reason")
 
 class Fatal(Exception):
     """The daemon cannot go on; the text is one line that says why and what to do."""
+
+
+@runtime_checkable
+class Lingering(Protocol):
+    """A service whose ``stopService`` may take longer, because others are not done with it."""
+
+    @property
+    def linger(self) -> float:
+        """For how many seconds more than ``STOP_DEADLINE`` it may take."""
+
+    def hurry(self) -> None:
+        """Somebody insists: linger no longer, also if ``stopService`` is still to come."""
 
 
 class DaemonReactor(IReactorCore, IReactorTime, IReactorFromThreads):
@@ -68,6 +81,7 @@ class Daemon(MultiService):
         self._build = build
         self._json_log = json_log
         self._building: Deferred[None] | None = None
+        self._stopping: list[Deferred[object]] = []
         self._exit_code = 0
 
     def setServiceParent(self, parent: Any) -> None:
@@ -82,17 +96,17 @@ class Daemon(MultiService):
         self._reactor.callWhenRunning(self._running)
 
     def stopService(self) -> Deferred[None]:
-        """Stop what runs, or what is being built, within ``STOP_DEADLINE``."""
+        """Stop what runs, or what is being built, within ``STOP_DEADLINE`` and what a child lingers."""
         if self._building is not None:
             self._building.cancel()
         # Not ``MultiService``'s own, which leaves what a child fails with unheard.
         Service.stopService(self)
-        stopping: list[Deferred[object]] = []
         for child in reversed(list(self)):
+            linger = child.linger if isinstance(child, Lingering) else 0.0
             stopped: Deferred[object] = maybeDeferred(child.stopService)
-            stopped.addTimeout(STOP_DEADLINE, self._reactor)
-            stopping.append(stopped.addErrback(self._stop_failed))
-        return DeferredList(stopping).addCallback(lambda _: None)
+            stopped.addTimeout(STOP_DEADLINE + linger, self._reactor)
+            self._stopping.append(stopped.addErrback(self._stop_failed))
+        return DeferredList(self._stopping).addCallback(lambda _: None)
 
     def fail(self, line: str) -> None:
         """End the daemon with one line and exit code 1."""
@@ -136,6 +150,15 @@ class Daemon(MultiService):
             self._reactor.stop()
         except ReactorNotRunning:
             self._log.debug("asked to stop while stopping")
+            self._hurry()
+
+    def _hurry(self) -> None:
+        for child in self:
+            if isinstance(child, Lingering):
+                child.hurry()
+        for stopped in self._stopping:
+            # Whatever it lingered for, from here on it has as long as any.
+            self._reactor.callLater(STOP_DEADLINE, stopped.cancel)
 
 
 def _ear() -> TextIO:

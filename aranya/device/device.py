@@ -6,6 +6,7 @@ from aranya.device.facts import reaches, sanitised
 from aranya.names import DeviceIdentity, DeviceKey
 from tether.join import printable
 from tether.link.interfaces import Channel, Link, Receiver
+from tether.link.link import TAKEOVER
 from tether.verbs.requests import DeviceFacts, Request
 
 
@@ -23,6 +24,9 @@ class LinkedDevice:
         self._instance = bytes(peer.instance)
         # Compared as it was said; a cleaned text could make two hosts look alike.
         self._host_boot_id = str(peer.host_boot_id)
+        self._tells_companions = TAKEOVER in peer.capabilities
+        self._started = int(peer.started)
+        self._companions = frozenset(peer.companions)
 
     @property
     def key(self) -> DeviceKey:
@@ -68,6 +72,21 @@ class LinkedDevice:
     def host_boot_id(self) -> str:
         """Tells a second process of one host from a cloned device."""
         return self._host_boot_id
+
+    @property
+    def started(self) -> int:
+        """When the process began, by its host's clock; of two of one host the smaller is the elder."""
+        return self._started
+
+    @property
+    def tells_companions(self) -> bool:
+        """Whether ``companions`` means anything: a former version does not tell."""
+        return self._tells_companions
+
+    @property
+    def companions(self) -> frozenset[bytes]:
+        """Instances of the other agents that lived on its host when it connected."""
+        return self._companions
 
     def allows(self, verb: str) -> bool:
         """Whether the owner's policy lets this verb; the device enforces it itself, too."""

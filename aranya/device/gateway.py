@@ -6,7 +6,7 @@ is let in by ``admission`` within the handshake, or hears in one line why not.
 The first message
     A device's Hello is read before it is decided which link it belongs to: the
     same process with the same key takes up the link it had, with all its streams;
-    any other gets a fresh one, and ``registry`` decides who yields.
+    any other gets a fresh one, and ``registry`` decides who is active and who yields.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from aranya.certs.contexts import ServerContext
 from aranya.certs.verification import CertificateRefused, moment, verify_chain
 from aranya.device.admission import Admission, Admitted, NotAdmitted
-from aranya.device.device import LinkedDevice
 from aranya.device.joining import JoinDenied, Joins, Welcome
-from aranya.device.registry import Cloned, Registry
+from aranya.device.link import CLOSING, DeviceLink, Heirs
+from aranya.device.registry import Registry
 from aranya.interfaces import Object
 from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
-from tether.errors import Reason, RemoteViolation, ResetCode
+from tether.errors import RemoteViolation
 from tether.join import Joined, JoinRefused, pack_answer, printable, unpack_request
 from tether.link.arrival import Arrival
-from tether.link.interfaces import Channel, Lane, Link, Receiver
-from tether.link.link import PeerIntroduction, Tether
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
 from tether.link.transport import GOING_AWAY, NORMAL, MessageReceiver, MessageTransport
 from tether.link.websocket import JOIN, Refusal, ServerFactory
 from tether.tasks import spawn
-from tether.verbs.codec import encode_result
-from tether.verbs.requests import Failed, Issued, Renew, Request, Result, Settings
+from tether.verbs.requests import Settings
 from tether.wire.mux import Role
 
 #: Seconds for one whole join, and how many may be under way at once.
 JOIN_PATIENCE = 30.0
 JOINS_AT_ONCE = 64
 
-_UNSUPPORTED = Reason(ResetCode.UNSUPPORTED, "the controller does not do this for a device")
-_ONE_RENEWAL = Reason(ResetCode.LIMIT, "a renewal of this device is under way already")
 _BUSY = "too many joins at once; try again in a minute"
-_CLOSING = "the controller is stopping"
+#: Seconds of silence after which a device is asked whether it is there, unless its EdgeDevice says otherwise.
+KEEPALIVE = 15
+#: Seconds that sessions outlive a link, unless the operator or the EdgeDevice says otherwise.
+GRACE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,7 @@ class LinkTerms:
 
     software: str
     instance: bytes  # 16 random bytes per process
-    capabilities: frozenset[str] = frozenset()
-    grace: float = 0.0
+    capabilities: frozenset[str] = frozenset({RESUME, TAKEOVER})
 
 
 class Gateway:
@@ -105,8 +103,19 @@ class Gateway:
         self._clock = clock
         self._listening: IListeningPort | None = None
         self._joining: set[_JoinConversation] = set()
-        self._links: dict[DeviceKey, _DeviceLink] = {}
+        self._links: dict[tuple[DeviceKey, bytes], DeviceLink] = {}
+        self._heirs = Heirs()
         self._closing = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._closing
+
+    @property
+    def processes(self) -> int:
+        """How many agents are connected or waited for."""
+        return len(self._links)
 
     @property
     def address(self) -> object:
@@ -137,6 +146,12 @@ class Gateway:
         for link in list(self._links.values()):
             link.close(reason)
 
+    def link_over(self, link: DeviceLink) -> None:
+        """Nobody will come back for this link's sessions."""
+        place = link.admitted.identity.key, link.instance
+        if self._links.get(place) is link:
+            del self._links[place]
+
     def decide(self, sub_protocol: str, transport: MessageTransport) -> MessageReceiver | Refusal:
         """Who hears this connection, or why it is not let in."""
         if self._closing:
@@ -163,33 +178,26 @@ class Gateway:
 
     def _tether_for(self, admitted: Admitted, instance: bytes) -> Tether:
         key = admitted.identity.key
-        link = self._links.get(key)
-        if link is None or not link.is_of(admitted, instance):
-
-            def new_tether(device_link: _DeviceLink) -> Tether:
-                return Tether(
-                    Role.CONTROLLER,
-                    self._clock,
-                    self._introduction(key),
-                    device_link,
-                    device_link,
-                    grace=self._terms.grace,
-                    keepalive=float(self._settings(key).keepalive_seconds),
-                )
-
-            link = _DeviceLink(
-                admitted,
-                instance,
-                new_tether,
-                self._admission,
-                self._joins,
-                self._registry,
-                self._links,
-                self._terms.grace > 0,
-                lambda: self._closing,
-            )
-        else:
+        link = self._links.get((key, instance))
+        if link is not None and link.continued_by(admitted):
             link.tether.introduce_as(self._introduction(key))
+            return link.tether
+
+        def new_tether(device_link: DeviceLink) -> Tether:
+            return Tether(Role.CONTROLLER, self._clock, self._introduction(key), device_link, device_link)
+
+        link = DeviceLink(
+            admitted,
+            instance,
+            new_tether,
+            self._admission,
+            self._joins,
+            self._registry,
+            self._heirs,
+            self,
+        )
+        # One of the same name, but another key, is the registry's to end, once this one said Hello.
+        self._links[key, instance] = link
         return link.tether
 
     def _introduction(self, key: DeviceKey) -> PeerIntroduction:
@@ -201,13 +209,25 @@ class Gateway:
         )
 
 
-def device_settings(key: DeviceKey, edge_device: Object | None, welcome: Welcome) -> Settings:
-    """What a device is told, with the keep-alive that its EdgeDevice may set."""
+def device_settings(
+    key: DeviceKey, edge_device: Object | None, welcome: Welcome, grace: int = GRACE
+) -> Settings:
+    """What a device is told; its EdgeDevice may set the keep-alive and the grace."""
     connectivity = ((edge_device or {}).get("spec") or {}).get("connectivity") or {}
-    keepalive = connectivity.get("keepaliveSeconds")
-    if not isinstance(keepalive, int) or not 1 <= keepalive <= 3600:
-        keepalive = 15
-    return Settings(key.namespace, key.name, keepalive, welcome.urls, welcome.ca_bundle)
+    return Settings(
+        key.namespace,
+        key.name,
+        _seconds(connectivity.get("keepaliveSeconds"), 1, KEEPALIVE),
+        welcome.urls,
+        welcome.ca_bundle,
+        _seconds(connectivity.get("graceSeconds"), 0, grace),
+    )
+
+
+def _seconds(told: object, least: int, otherwise: int) -> int:
+    if isinstance(told, int) and not isinstance(told, bool) and least <= told <= 3600:
+        return told
+    return otherwise
 
 
 class _Closing:
@@ -215,165 +235,13 @@ class _Closing:
 
     def connected(self, transport: MessageTransport) -> None:
         """The handshake was under way when the door was closed."""
-        transport.close(GOING_AWAY, _CLOSING)
+        transport.close(GOING_AWAY, CLOSING)
 
     def message_received(self, message: bytes) -> None:
         """Too late."""
 
     def connection_lost(self, reason: str) -> None:
         """Nothing is held."""
-
-
-class _DeviceLink:
-    """One device's link on this side: tells the registry how it fares, renews certificates."""
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        admitted: Admitted,
-        instance: bytes,
-        new_tether: Callable[[_DeviceLink], Tether],
-        admission: Admission,
-        joins: Joins,
-        registry: Registry,
-        links: dict[DeviceKey, _DeviceLink],
-        outlives_connections: bool,
-        is_closing: Callable[[], bool],
-    ) -> None:
-        self._admitted = admitted
-        self._instance = instance
-        self._admission = admission
-        self._joins = joins
-        self._registry = registry
-        self._links = links
-        self._outlives_connections = outlives_connections
-        self._is_closing = is_closing
-        self._device: LinkedDevice | None = None
-        self._renewing = False
-        self.tether = new_tether(self)
-
-    def is_of(self, admitted: Admitted, instance: bytes) -> bool:
-        """Whether a newcomer is the same process with the same key."""
-        return self._admitted == admitted and self._instance == instance
-
-    def close(self, reason: str, retry: bool = True) -> None:
-        """End the link for good."""
-        self._forget()
-        self.tether.close(reason, retry)
-
-    # ---- Watcher
-
-    def link_up(self, link: Link, resumed: bool) -> None:
-        """The device said Hello; from here on it can be used."""
-        if self._is_closing():
-            self.close(_CLOSING)
-            return
-        key = self._admitted.identity.key
-        transport = self.tether.transport
-        address = transport.address if transport is not None else ""
-        device = LinkedDevice(self._admitted.identity, self._admitted.key_hash, link, address)
-        try:
-            # A ban or another join may have come since the handshake, when there was no link to end.
-            self._admission.check(self._admitted)
-            self._registry.arrived(device)
-        except NotAdmitted as refused:
-            self.close(str(refused), retry=False)
-            return
-        except Cloned as refused:
-            self.close(str(refused))
-            return
-        older = self._links.get(key)
-        self._links[key] = self
-        self._device = device
-        if older is not None and older is not self:
-            # It may be waiting out its grace; nobody will come for its streams any more.
-            older.tether.close("the device came back as another process")
-        spawn(self._record_use(), self._log, "cannot record which key a device uses")
-
-    def link_down(self, link: Link, reason: str, retry: bool) -> None:
-        """The connection is gone; the link may come back within its grace."""
-        device, self._device = self._device, None
-        if device is not None:
-            # Perhaps the device's own words, as it closed the WebSocket.
-            self._registry.left(device, printable(reason))
-        if not self._outlives_connections:
-            self._forget()
-
-    async def _record_use(self) -> None:
-        try:
-            await self._joins.connected(self._admitted.identity, self._admitted.key_hash)
-        except KubeError as error:
-            # The key before counts on until the next time.
-            device = str(self._admitted.identity.key)
-            self._log.warn(
-                "cannot record which key {device} uses: {reason}", device=device, reason=str(error)
-            )
-
-    def _forget(self) -> None:
-        key = self._admitted.identity.key
-        if self._links.get(key) is self:
-            del self._links[key]
-
-    # ---- Acceptor
-
-    def stream_opened(self, request: Request, channel: Channel) -> Receiver:
-        """Devices may ask for a new certificate, and for nothing else."""
-        answer = _Answer(channel)
-        if isinstance(request, Renew) and self._renewing:
-            # Each is signed and recorded: no device may have the controller do that without end.
-            channel.reset(_ONE_RENEWAL)
-        elif isinstance(request, Renew):
-            self._renewing = True
-            spawn(self._renew(request, answer), self._log, "cannot renew a device's certificate")
-        else:
-            channel.reset(_UNSUPPORTED)
-        return answer
-
-    async def _renew(self, request: Renew, answer: _Answer) -> None:
-        admitted = self._admitted
-        try:
-            chain = await self._joins.renew(admitted.identity, admitted.key_hash, request.csr)
-        except JoinDenied as denied:
-            answer.give(Failed(ResetCode.REFUSED, str(denied)))
-        except KubeError as error:
-            self._log.warn(
-                "renewal for {device} failed: {reason}",
-                device=str(admitted.identity.key),
-                reason=str(error),
-            )
-            answer.give(Failed(ResetCode.INTERNAL, "the controller cannot record the key now; try later"))
-        else:
-            answer.give(Issued(chain))
-        finally:
-            self._renewing = False
-
-
-class _Answer:
-    """Gives one result on a channel, if anybody still waits; receives nothing."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel: Channel | None = channel
-
-    def give(self, result: Result) -> None:
-        """The answer."""
-        if self._channel is not None:
-            self._channel.write(encode_result(result), Lane.RESULT)
-            self._channel.finish()
-
-    def data_received(self, lane: Lane, data: bytes) -> None:
-        """Nothing belongs here."""
-
-    def finished(self) -> None:
-        """The asker has said all."""
-
-    def reset(self, reason: Reason) -> None:
-        """Nobody waits any more."""
-        self._channel = None
-
-    def closed(self) -> None:
-        """The channel is history."""
-        self._channel = None
 
 
 class _JoinConversation:

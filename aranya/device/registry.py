@@ -1,22 +1,35 @@
-"""Which devices are here now, and who yields when one comes twice.
+"""Which devices are here now, and which of a device's agents is the active one.
 
-The rule of succession
-    A device that comes while its old link still stands is most often the same one
-    whose old link died silently: same process (instance) or same host (boot id).
-    Then the newer link takes over. A device of another host with the same identity is
-    a clone, or the same machine just rebooted. Nobody can tell at once, so the
-    newcomer is refused and may come again, and the old link is asked for a sign of
-    life. If it gives one, somebody copied a key, and ``cloned`` is told; if it gives
+A device may be connected more than once: while its agent is upgraded, two processes of one host hold
+a link each. A *process* is known by its instance, and stays known while its link is down and its
+sessions wait for it.
+
+The rule of duty
+    Of the processes that are connected and do not drain the eldest is active: new sessions go to
+    it, and so every attach finds the shell that was there before. The others stand by. When the
+    active one goes, the next is active in the same turn; when it comes back, it is active again. Who
+    is the eldest is for the host's own clock to say, so a controller that was restarted decides as
+    the one before it.
+
+The rule of restart
+    A process that is not among the companions of a newcomer from the same host is dead, whatever its
+    connection says: its sessions end. If it still looks connected it is first asked for a sign of life,
+    for a folder may have been copied.
+
+The rule of clones
+    A connected device of another host with the same identity is a clone, or the same machine just
+    rebooted. Nobody can tell at once, so the newcomer is refused and may come again, and the old link is
+    asked for a sign of life. If it gives one, somebody copied a key, and ``cloned`` is told; if it gives
     none, it is closed, and the newcomer finds the place free. Either way a session
     never moves to a machine that merely holds the same key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from aranya.device.device import LinkedDevice
@@ -25,20 +38,57 @@ from aranya.names import DeviceKey
 from tether.errors import LinkLost, Reason, ResetCode, StreamReset
 from tether.link.interfaces import Lane
 from tether.verbs.requests import AskFacts
+from tether.wire.frames import Duty
 
 #: Seconds that a doubted link has to give a sign of life; an agent answers in its next turn.
 PROOF_OF_LIFE = 5.0
+#: The same where the host itself says that the process is dead.
+PROOF_OF_DEATH = 0.8
+
+_RESTARTED = "its agent was restarted"
+_REBOOTED = "it came back as another host, or was rebooted"
+_SILENT = "the old link gave no sign of life"
+_REPLACED = "a newer link of this device took over"
 
 
 class Cloned(Exception):
     """Another host is connected with this identity; one line of why, which the device is told."""
 
 
-@dataclass(slots=True)
-class _Present:
+@dataclass(slots=True, eq=False)
+class _Process:
+    """One process of a device's agent, as it introduced itself last."""
+
     device: LinkedDevice
-    doubted: bool = False
-    told: bool = False
+    order: int  # of arrival, among those that do not tell their age
+    up: bool = True
+    draining: bool = False
+    duty: Duty | None = None  # what it was told on this link
+    doubt: IDelayedCall | None = None  # it has to give a sign of life until then
+    clone_told: bool = False
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Smaller is elder."""
+        return self.device.started, self.order
+
+
+@dataclass(slots=True)
+class _Household:
+    """All processes of one device."""
+
+    processes: dict[bytes, _Process] = field(default_factory=dict)
+    arrivals: int = 0
+
+    def ranked(self) -> list[_Process]:
+        """Those that are connected and do not drain, the active one first."""
+        able = (process for process in self.processes.values() if process.up and not process.draining)
+        return sorted(able, key=lambda process: process.age)
+
+    def active(self) -> _Process | None:
+        """Who takes new sessions; if all drain, one that refuses them and says why."""
+        ranked = self.ranked() or [process for process in self.processes.values() if process.up]
+        return ranked[0] if ranked else None
 
 
 class _SignOfLife:
@@ -81,25 +131,34 @@ class Registry:
         self._clock = clock
         self._cloned = cloned
         self._proof_of_life = proof_of_life
-        self._present: dict[DeviceKey, _Present] = {}
+        self._households: dict[DeviceKey, _Household] = {}
         self._listeners: list[Callable[[DeviceKey], None]] = []
 
     # ---- Devices -------------------------------------------------------------------
 
     def get(self, key: DeviceKey) -> Device | None:
-        """The device, if it is connected."""
-        present = self._present.get(key)
-        return present.device if present is not None else None
+        """The device, if it is connected: its active agent."""
+        household = self._households.get(key)
+        active = None if household is None else household.active()
+        return None if active is None else active.device
+
+    def standbys(self, key: DeviceKey) -> Sequence[Device]:
+        """The agents of a device that stand by, the eldest first."""
+        household = self._households.get(key)
+        return [] if household is None else [process.device for process in household.ranked()[1:]]
 
     def disconnect(self, key: DeviceKey, reason: str, retry: bool = True) -> None:
-        """Close the device's link, if there is one."""
-        present = self._present.get(key)
-        if present is not None:
-            self._remove(present.device, reason)
-            present.device.link.close(reason, retry)
+        """Close all links of the device; sessions that wait for one to come back end, too."""
+        household = self._households.pop(key, None)
+        if household is not None:
+            self._log.info("device {device} is sent away: {reason}", device=str(key), reason=reason)
+            for process in household.processes.values():
+                self._trust(process)
+                process.device.link.close(reason, retry)
+            self._tell(key)
 
     def subscribe(self, listener: Callable[[DeviceKey], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever a device came or went."""
+        """Call ``listener`` whenever a device, or an agent that stands by, came or went."""
         self._listeners.append(listener)
 
         def undo() -> None:
@@ -112,81 +171,173 @@ class Registry:
 
     def keys(self) -> list[DeviceKey]:
         """All that are connected now."""
-        return list(self._present)
+        return [key for key in self._households if self.get(key) is not None]
 
     def arrived(self, device: LinkedDevice) -> None:
         """A link of an admitted device said Hello. Raises ``Cloned`` when it must go again."""
         key = device.key
-        present = self._present.get(key)
-        if present is not None:
-            self._succeed(present, device)
-        self._present[key] = _Present(device)
+        others = [process for process in self._processes(key) if process.device.instance != device.instance]
+        for other in others:
+            self._suspect_clone(other, device)
+        for other in others:
+            self._meet(other, device)
+        household = self._households.setdefault(key, _Household())
+        process = household.processes.get(device.instance)
+        if process is None:
+            household.arrivals += 1
+            household.processes[device.instance] = _Process(device, household.arrivals)
+        else:
+            older, process.device = process.device.link, device
+            process.up, process.draining, process.duty = True, False, None
+            self._trust(process)
+            if older is not device.link:
+                older.close(_REPLACED)
         self._log.info(
             "device {device} connected from {peer} with {software}",
             device=str(key),
             peer=device.address,
             software=device.software,
         )
-        if present is not None and present.device.link is not device.link:
-            # Another process of the same host, if it lives at all, must not come back at once
-            # and so forth for ever; the same process has noticed by itself.
-            same = present.device.instance == device.instance
-            present.device.link.close("a newer link of this device took over", retry=same)
-        self._tell(key)
+        self._changed(key)
+
+    def drains(self, device: LinkedDevice) -> None:
+        """This agent takes no new sessions any more; those it has go on.
+
+        It hears that back, and until then must take what was sent to it before.
+        """
+        process = self._process(device)
+        if process is not None and not process.draining:
+            process.draining = True
+            self._log.info(
+                "device {device}: the agent at {peer} is stopping",
+                device=str(device.key),
+                peer=device.address,
+            )
+            self._changed(device.key)
+            device.link.tell_duty(Duty.DRAINING)
 
     def left(self, device: LinkedDevice, reason: str) -> None:
-        """A device's link is gone; ignored when a newer one took over."""
-        present = self._present.get(device.key)
-        if present is not None and present.device is device:
-            self._remove(device, reason)
+        """A connection is gone, and may come back; ignored when a newer one took its place."""
+        process = self._process(device)
+        if process is not None and process.up:
+            process.up = False
+            self._log.info("device {device} left: {reason}", device=str(device.key), reason=reason)
+            self._changed(device.key)
 
-    def _succeed(self, present: _Present, newer: LinkedDevice) -> None:
-        older = present.device
-        same_process = older.instance == newer.instance
-        same_host = bool(older.host_boot_id) and older.host_boot_id == newer.host_boot_id
-        if same_process or same_host or older.key_hash != newer.key_hash:
+    def over(self, device: LinkedDevice) -> None:
+        """Nobody will come back for the sessions of this link: they have ended."""
+        process = self._process(device)
+        if process is not None:
+            self._forget(process)
+
+    # ---- who is who ------------------------------------------------------------------------
+
+    def _suspect_clone(self, other: _Process, newer: LinkedDevice) -> None:
+        """Raises ``Cloned`` if the two cannot be of one host and the other may live."""
+        older = other.device
+        if not other.up or _same_host(older, newer) or older.key_hash != newer.key_hash:
             # Another admitted key is a renewal or a new join: the older one is on its way out.
             return
         line = (
             f"another host is connected as {newer.key}, from {older.address}; "
             "two devices must not share one identity"
         )
-        if not present.doubted and not present.told:
-            self._doubt(present, newer, line)
-        raise Cloned(line)
-
-    def _doubt(self, present: _Present, newer: LinkedDevice, line: str) -> None:
-        older = present.device
 
         def alive() -> None:
-            if timer.active():
-                timer.cancel()
-                present.doubted, present.told = False, True
-                self._log.warn(
-                    "device {device} was cloned: connected from {peer}, refused from {other}",
-                    device=str(newer.key),
-                    peer=older.address,
-                    other=newer.address,
-                )
-                self._cloned(newer.key, f"{line}; refused from {newer.address}")
+            other.clone_told = True
+            self._log.warn(
+                "device {device} was cloned: connected from {peer}, refused from {other}",
+                device=str(newer.key),
+                peer=older.address,
+                other=newer.address,
+            )
+            self._cloned(newer.key, f"{line}; refused from {newer.address}")
+
+        if not other.clone_told:
+            self._doubt(other, self._proof_of_life, _SILENT, alive)
+        raise Cloned(line)
+
+    def _meet(self, other: _Process, newer: LinkedDevice) -> None:
+        """Another process of this device is known: it stays, it is dead, or that has to be found out."""
+        if not _same_host(other.device, newer):
+            self._bury(other, _REPLACED if other.up else _REBOOTED, retry=False)
+        elif other.device.instance not in newer.companions:
+            if not other.up:
+                self._bury(other, _RESTARTED)
+            else:
+                patience = PROOF_OF_DEATH if newer.tells_companions else self._proof_of_life
+                self._doubt(other, patience, _RESTARTED, lambda: None)
+
+    def _doubt(self, process: _Process, patience: float, verdict: str, alive: Callable[[], None]) -> None:
+        """Ask for a sign of life; without one in time the process is buried."""
+        if process.doubt is not None:
+            return
+
+        def answered() -> None:
+            if self._trust(process):
+                alive()
 
         def silent() -> None:
-            present.doubted = False
-            if self._present.get(older.key) is present:
-                self.disconnect(older.key, "the old link gave no sign of life")
+            process.doubt = None
+            self._bury(process, verdict)
+            self._changed(process.device.key)
 
-        present.doubted = True
-        timer = self._clock.callLater(self._proof_of_life, silent)
+        process.doubt = self._clock.callLater(patience, silent)
         try:
-            older.link.open(AskFacts(), _SignOfLife(alive))
+            process.device.link.open(AskFacts(), _SignOfLife(answered))
         except (LinkLost, StreamReset):
             # Too many streams are open for one more: the deadline decides.
             pass
 
-    def _remove(self, device: LinkedDevice, reason: str) -> None:
-        del self._present[device.key]
-        self._log.info("device {device} left: {reason}", device=str(device.key), reason=reason)
-        self._tell(device.key)
+    def _trust(self, process: _Process) -> bool:
+        """The process lives; true if that was in doubt."""
+        doubt, process.doubt = process.doubt, None
+        if doubt is not None:
+            doubt.cancel()
+        return doubt is not None
+
+    def _bury(self, process: _Process, reason: str, retry: bool = True) -> None:
+        """End all that this process had."""
+        self._forget(process)
+        process.device.link.close(reason, retry)
+
+    def _processes(self, key: DeviceKey) -> list[_Process]:
+        household = self._households.get(key)
+        return [] if household is None else list(household.processes.values())
+
+    def _process(self, device: LinkedDevice) -> _Process | None:
+        """The process that this link is the present one of."""
+        household = self._households.get(device.key)
+        process = None if household is None else household.processes.get(device.instance)
+        return process if process is not None and process.device is device else None
+
+    def _forget(self, process: _Process) -> None:
+        self._trust(process)
+        key = process.device.key
+        household = self._households.get(key)
+        if household is not None and household.processes.get(process.device.instance) is process:
+            del household.processes[process.device.instance]
+            if not household.processes:
+                del self._households[key]
+
+    # ---- telling ---------------------------------------------------------------------------
+
+    def _changed(self, key: DeviceKey) -> None:
+        """Tell each agent its duty, and the listeners that something is new."""
+        household = self._households.get(key)
+        for rank, process in enumerate(household.ranked() if household is not None else []):
+            duty = Duty.STANDBY if rank else Duty.ACTIVE
+            if process.duty is not duty:
+                if process.duty is not None or duty is Duty.STANDBY:
+                    self._log.info(
+                        "device {device}: the agent at {peer} {does}",
+                        device=str(key),
+                        peer=process.device.address,
+                        does="stands by" if rank else "is active now",
+                    )
+                process.duty = duty
+                process.device.link.tell_duty(duty)
+        self._tell(key)
 
     def _tell(self, key: DeviceKey) -> None:
         for listener in list(self._listeners):
@@ -195,3 +346,7 @@ class Registry:
             except Exception:
                 # One bad listener must not keep the others from knowing.
                 self._log.failure("a listener failed on device {device}", device=str(key))
+
+
+def _same_host(older: LinkedDevice, newer: LinkedDevice) -> bool:
+    return bool(older.host_boot_id) and older.host_boot_id == newer.host_boot_id

@@ -75,7 +75,7 @@ class SharedShell:
         lane = Lane.MAIN if request.stdout else None
         if self._shell is None:
             try:
-                self._start(request.size)
+                self._start(request.size if request.tty else None)
             except CannotRun as why:
                 return cannot_start(channel, why.code, why.text, lane)
             except OSError as why:

@@ -4,6 +4,8 @@ As a closed terminal would: SIGHUP and SIGCONT to its group. After the grace,
 SIGKILL, but only while the leader lives and does not ignore SIGHUP: whoever
 ignores it (``nohup``) asked to stay. What a finished leader left behind is never
 signalled; that is what ``nohup ... &`` through ``kubectl exec`` relies on.
+
+What came of each is one line of the log.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -20,11 +23,24 @@ from twisted.logger import Logger
 _PROC = Path("/proc")
 
 
-class Leader:
-    """A process that leads its own group and is a child of the agent."""
+class Answer(Enum):
+    """What a leader makes of a signal that tells it to go; the words are for the log."""
 
-    def __init__(self, pid: int) -> None:
+    GOES = "goes"
+    OVER = "had ended"
+    STAYS = "ignores SIGHUP and was left running"
+    FOREIGN = "belongs to another user by now and was left running"
+
+
+class Leader:
+    """A process that leads its own group and is a child of the agent.
+
+    It works for the session of ``stream``; ``None`` is the shared shell, which has none.
+    """
+
+    def __init__(self, pid: int, stream: int | None = None) -> None:
         self.pid = pid
+        self.stream = stream
         self._reaped = False
 
     def reaped(self) -> None:
@@ -41,10 +57,10 @@ class Leader:
         except ChildProcessError:
             return False
 
-    def hang_up(self) -> bool:
+    def hang_up(self) -> Answer:
         """SIGHUP and SIGCONT to the group; gives back whether the leader should go now."""
         if not self.lives:
-            return False
+            return Answer.OVER
         stays = ignores_hangup(self.pid)
         for number in (signal.SIGHUP, signal.SIGCONT):
             try:
@@ -54,16 +70,19 @@ class Leader:
                 _send(self.pid, number)
             except PermissionError:
                 # Someone else's by now, as with sudo; what may be signalled was.
-                return False
-        return not stays
+                return Answer.FOREIGN
+        return Answer.STAYS if stays else Answer.GOES
 
-    def kill(self) -> None:
+    def kill(self) -> Answer:
         """SIGKILL to those of the group that do not ignore SIGHUP, if the leader is one of them."""
-        if not self.lives or ignores_hangup(self.pid):
-            return
-        for pid in {self.pid, *_group(self.pid)}:
+        if not self.lives:
+            return Answer.OVER
+        if ignores_hangup(self.pid):
+            return Answer.STAYS
+        for pid in set(_group(self.pid)) - {self.pid}:
             if not ignores_hangup(pid):
                 _send(pid, signal.SIGKILL)
+        return Answer.GOES if _send(self.pid, signal.SIGKILL) else Answer.FOREIGN
 
 
 class Hangups:
@@ -74,27 +93,34 @@ class Hangups:
     def __init__(self, clock: IReactorTime, grace: float) -> None:
         self._clock = clock
         self._grace = grace
-        self._pending: dict[Leader, IDelayedCall] = {}
+        self._pending: dict[Leader, tuple[float, IDelayedCall]] = {}  # told when, killed when
         self._waiting: list[Deferred[None]] = []
 
     def hang_up(self, leader: Leader) -> None:
         """Tell ``leader`` and its group that their client is gone."""
-        if leader not in self._pending and leader.hang_up():
-            self._pending[leader] = self._clock.callLater(self._grace, self._grace_over, leader)
+        if leader in self._pending:
+            return
+        answer = leader.hang_up()
+        if answer is Answer.GOES:
+            end = self._clock.callLater(self._grace, self._grace_over, leader)
+            self._pending[leader] = self._clock.seconds(), end
+        else:
+            self._tell(leader, answer.value)
 
     def hurry(self, grace: float) -> None:
         """From now on nobody has more grace than this, whoever was told to go before included."""
         self._grace = min(self._grace, grace)
-        for call in self._pending.values():
+        for _, call in self._pending.values():
             if call.getTime() > self._clock.seconds() + grace:
                 call.reset(grace)
 
     def reaped(self, leader: Leader) -> None:
         """``leader`` ended and was waited for."""
         leader.reaped()
-        call = self._pending.pop(leader, None)
-        if call is not None and call.active():
+        if leader in self._pending:
+            _, call = self._pending.pop(leader)
             call.cancel()
+            self._tell(leader, "ended after SIGHUP")
         self._notify()
 
     def idle(self) -> Deferred[None]:
@@ -105,10 +131,23 @@ class Hangups:
         return waiting
 
     def _grace_over(self, leader: Leader) -> None:
-        del self._pending[leader]
-        self._log.debug("process {pid} outlived its grace", pid=leader.pid)
-        leader.kill()
+        told, _ = self._pending.pop(leader)
+        answer = leader.kill()
+        if answer is Answer.GOES:
+            self._tell(leader, f"killed after {round(self._clock.seconds() - told, 1):g} s")
+        elif answer is Answer.OVER:
+            self._tell(leader, "ended after SIGHUP")
+        else:
+            self._tell(leader, answer.value)
         self._notify()
+
+    def _tell(self, leader: Leader, fate: str) -> None:
+        if leader.stream is None:
+            self._log.info("the shared shell: process {pid} {fate}", pid=leader.pid, fate=fate)
+        else:
+            self._log.info(
+                "stream {stream}: process {pid} {fate}", stream=leader.stream, pid=leader.pid, fate=fate
+            )
 
     def _notify(self) -> None:
         if not self._pending:
@@ -138,8 +177,12 @@ def _group(leader: int) -> Iterator[int]:
                 continue
 
 
-def _send(pid: int, number: int) -> None:
+def _send(pid: int, number: int) -> bool:
+    """Signal one process if it is there; false when it may not be signalled."""
     try:
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         pass
+    except PermissionError:
+        return False
+    return True

@@ -97,7 +97,7 @@ class PipedProcess(ProcessProtocol):
 
     def connectionMade(self) -> None:
         """The process runs: let each side hold the other back."""
-        self._leader = Leader(cast(int, self.transport.pid))
+        self._leader = Leader(cast(int, self.transport.pid), self._channel.stream)
         self._stdin_open = 0 in self.transport.pipes
         self._channel.registerProducer(Valve(self._pause_output, self._resume_output), True)
         if self._stdin_open:

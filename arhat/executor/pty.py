@@ -36,7 +36,7 @@ class TerminalSession:
         self._gives_output = request.stdout
         self._client_here = True
         self._line_is_empty = True
-        self._terminal = Terminal.start(host, hangups, plan, request.size, self)
+        self._terminal = Terminal.start(host, hangups, plan, request.size, self, channel.stream)
         channel.registerProducer(Valve(self._terminal.pause, self._terminal.resume), True)
 
     # -- the terminal's side

@@ -69,10 +69,11 @@ class Terminal(ProcessProtocol):
 
     transport: PTYProcess
 
-    def __init__(self, clock: IReactorTime, hangups: Hangups, user: TerminalUser) -> None:
+    def __init__(self, clock: IReactorTime, hangups: Hangups, user: TerminalUser, stream: int | None) -> None:
         self._clock = clock
         self._hangups = hangups
         self._user = user
+        self._stream = stream
         self._paused = False
         self._over = False
         self._result: Result | None = None
@@ -81,10 +82,16 @@ class Terminal(ProcessProtocol):
 
     @classmethod
     def start(
-        cls, host: ProcessHost, hangups: Hangups, plan: Launch, size: Size | None, user: TerminalUser
+        cls,
+        host: ProcessHost,
+        hangups: Hangups,
+        plan: Launch,
+        size: Size | None,
+        user: TerminalUser,
+        stream: int | None = None,
     ) -> Terminal:
-        """Start ``plan`` on a new terminal of this size."""
-        terminal = cls(host, hangups, user)
+        """Start ``plan`` on a new terminal of this size, for the session of ``stream`` if it is for one."""
+        terminal = cls(host, hangups, user, stream)
         master, slave, name = _open_terminal(size, plan.uid)
         try:
             host.spawnProcess(
@@ -143,7 +150,7 @@ class Terminal(ProcessProtocol):
 
     def connectionMade(self) -> None:
         """The process runs."""
-        self._leader = Leader(cast(int, self.transport.pid))
+        self._leader = Leader(cast(int, self.transport.pid), self._stream)
         self.transport.registerProducer(Valve(self._user.hold_input, self._user.take_input), True)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:

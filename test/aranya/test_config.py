@@ -61,6 +61,7 @@ class SourcesTests(ConfigCase):
             ("replica-address", "10.0.0.1, 10.0.0.2", ("10.0.0.1", "10.0.0.2")),
             ("kubelet-ports", "20000-20999", (20000, 20999)),
             ("offline-grace", "0.5", 0.5),
+            ("grace", "60", 60),
             ("log-format", "json", "json"),
         ):
             variable = "ARANYA_" + option.upper().replace("-", "_")
@@ -70,6 +71,13 @@ class SourcesTests(ConfigCase):
                 Config.of({}, {}, self.file(f"{option}: '{word}'")),
             ):
                 self.assertEqual(value, getattr(config, option.replace("-", "_")))
+
+    def test_grace(self) -> None:
+        """The grace of sessions is whole seconds, five minutes by default; only 0 is none."""
+        self.assertEqual(300, Config.of({}, {}).grace)
+        for text, seconds in (("grace: 0", 0), ("grace: 90", 90), ("grace: 0.2", 1), ("grace: 3600", 3600)):
+            grace = Config.of({}, {}, self.file(text)).grace
+            self.assertEqual((seconds, int), (grace, type(grace)))
 
     def test_lists(self) -> None:
         """What may be repeated is a list in the file and on the command line."""
@@ -95,6 +103,9 @@ class RefusalTests(ConfigCase):
             ("offline-grace", "soon", "seconds"),
             ("offline-grace", "nan", "within"),
             ("offline-grace", "-1", "within"),
+            ("grace", "5m", "seconds"),
+            ("grace", "3600.5", "within"),
+            ("grace", "-1", "within"),
             ("log-format", "xml", "text or json"),
             ("gateway-url", "https://a", "wss://HOST"),
             ("gateway-url", "wss://a#b", "wss://HOST"),

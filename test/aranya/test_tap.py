@@ -48,6 +48,10 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(("wss://a", "wss://b"), options.config().gateway_url)
         self.assertEqual(("10.0.0.2",), options.config().replica_address)
 
+    def test_grace(self) -> None:
+        """How long sessions outlive a link is an option like the others."""
+        self.assertEqual(30, parsed("--grace", "30").config().grace)
+
     def test_config_file(self) -> None:
         """The file is named by an option or by the environment."""
         file = Path(self.mktemp())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -128,6 +129,51 @@ class DispatchTests(SynchronousTestCase):
         receiver.closed()
         late, _ = self.opened(agent, Logs())
         self.assertEqual(late.reset_with, STOPPING)
+
+    def test_nothing_to_drain(self) -> None:
+        """With no session there is nothing to wait for."""
+        agent = self.agent()
+        _, receiver = self.opened(agent, Logs())
+        receiver.closed()
+        self.successResultOf(agent.drain())
+
+    def test_drain(self) -> None:
+        """Draining waits until the last channel is closed: what is said is not heard yet."""
+        agent = self.agent()
+        one, one_hears = self.opened(agent, Logs())
+        two, two_hears = self.opened(agent, Logs())
+        drained = agent.drain()
+        two_hears.reset(Reason(ResetCode.CANCELLED, "enough"))
+        two_hears.closed()
+        one.finish()
+        one_hears.finished()
+        self.assertNoResult(drained)
+        self.assertEqual((one.reset_with, two.reset_with), (None, None))
+        one_hears.closed()
+        self.successResultOf(drained)
+
+    def test_no_sessions_while_draining(self) -> None:
+        """While it drains no session begins, and the device's facts are still told and not waited for."""
+        agent = self.agent()
+        _, running = self.opened(agent, Logs())
+        drained = agent.drain()
+        refused, _ = self.opened(agent, Logs())
+        self.assertEqual(refused.reset_with, STOPPING)
+        asked, _ = self.opened(agent, AskFacts())
+        self.assertIsNone(asked.reset_with)
+        self.assertEqual((len(self.logs.started), len(self.facts.started)), (1, 1))
+        running.closed()
+        self.successResultOf(drained)
+
+    def test_drain_given_up(self) -> None:
+        """Who waits for the drain may stop waiting."""
+        agent = self.agent()
+        _, running = self.opened(agent, Logs())
+        drained = agent.drain()
+        drained.cancel()
+        self.failureResultOf(drained, CancelledError)
+        running.closed()
+        self.successResultOf(agent.drain())
 
 
 class ProcessTests(TestCase):

@@ -41,7 +41,7 @@ class ConfigTests(SynchronousTestCase):
             "forward: ['192.168.7.50:502', 'localhost:80-90']\n"
             "logs: {files: [/var/log/**, /srv/app.log], journal: /srv/journal}\n"
             "labels: {site: north, example.com/rack: 'r1'}\n"
-            "limits: {sessions: 5}\nkill-grace: 2.5\n"
+            "limits: {sessions: 5}\nkill-grace: 2.5\ndrain: 60\n"
         )
         self.assertEqual(
             config,
@@ -60,6 +60,7 @@ class ConfigTests(SynchronousTestCase):
                 labels={"site": "north", "example.com/rack": "r1"},
                 max_sessions=5,
                 kill_grace=2.5,
+                drain=60.0,
             ),
         )
 
@@ -68,6 +69,10 @@ class ConfigTests(SynchronousTestCase):
         self.assertEqual(self.read("attach: off").allow, frozenset(VERBS) - {"attach"})
         self.assertEqual(self.read("attach: off\nallow: [exec, attach]").allow, {"exec"})
         self.assertEqual(self.read("allow: [exec]\nattach: on").allow, {"exec"})
+
+    def test_no_drain(self) -> None:
+        """The owner may let the agent stop at once; by default sessions have half a minute."""
+        self.assertEqual((self.read("drain: 0").drain, Config().drain), (0.0, 30.0))
 
     def test_nothing_allowed(self) -> None:
         """Empty lists allow nothing."""
@@ -103,6 +108,9 @@ class ConfigTests(SynchronousTestCase):
             ("limits: {sessions: 0}", "limits.sessions: expected a number within 1 and 10000"),
             ("limits: {x: 0}", "limits: unknown key 'x'"),
             ("kill-grace: soon", "kill-grace: expected seconds"),
+            ("drain: off", "drain: expected seconds within 0 and 3600, not False"),
+            ("drain: -1", "drain: expected seconds within 0 and 3600, not -1"),
+            ("drain: 3601", "drain: expected seconds"),
             ("- exec", "expected a mapping"),
             ("{", "is not YAML"),
         ):

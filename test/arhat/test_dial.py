@@ -36,14 +36,14 @@ from aranya.interfaces import Object
 from aranya.kube.memory import MemoryApiServer
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
 from aranya.names import JOIN_ANNOTATION, DeviceIdentity, DeviceKey
-from arhat.dial import Dial, failures_after, seconds_to_wait
+from arhat.dial import SESSIONS_WAIT, Dial, failures_after, seconds_to_wait
 from arhat.gateway import GatewayTrust, gateway_endpoint
 from arhat.identity import Identity, State, StateError
 from arhat.joining import JoinFailed, join
 from tether.errors import Reason
 from tether.join import Token
 from tether.link.interfaces import Channel, Lane, Receiver
-from tether.link.link import PeerIntroduction
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction
 from tether.link.transport import MessageTransport
 from tether.link.websocket import TETHER, ClientFactory
 from tether.verbs.codec import encode_result
@@ -71,6 +71,28 @@ class Answering:
         channel.write(encode_result(Exited(7)), Lane.RESULT)
         channel.finish()
         return Listening()
+
+
+class Holding(Answering):
+    """An acceptor that keeps each stream open until it is told to answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: list[Channel] = []
+        self.receivers: list[Listening] = []
+
+    def stream_opened(self, request: Request, channel: Channel) -> Receiver:
+        """Keep it."""
+        self.requests.append(request)
+        self.channels.append(channel)
+        self.receivers.append(Listening())
+        return self.receivers[-1]
+
+    def answer(self) -> None:
+        """Answer the newest."""
+        self.channels[-1].write(b"late")
+        self.channels[-1].write(encode_result(Exited(7)), Lane.RESULT)
+        self.channels[-1].finish()
 
 
 class Listening:
@@ -209,16 +231,23 @@ class LoopbackCase(TestCase):
         state: State | None = None,
         boot: str = "boot-1",
         instance: bytes = b"a" * 16,
+        started: int = 0,
+        companions: frozenset[bytes] = frozenset(),
+        acceptor: Answering | None = None,
     ) -> tuple[Dial, Answering]:
-        """A running agent."""
-        acceptor = Answering()
+        """A running agent; the identity is what its folder holds."""
+        acceptor = acceptor or Answering()
+        (state or self.state).save(identity)
 
         def introduce() -> PeerIntroduction:
             return PeerIntroduction(
                 "arhat/test",
-                instance=instance,
-                host_boot_id=boot,
-                facts=DeviceFacts(os="linux", allow=frozenset({"exec"})),
+                frozenset({RESUME, TAKEOVER}),
+                instance,
+                boot,
+                DeviceFacts(os="linux", allow=frozenset({"exec"})),
+                started=started,
+                companions=companions,
             )
 
         dial = Dial(reactor, state or self.state, identity, acceptor, introduce, {}, now, random=Random(1))
@@ -432,6 +461,13 @@ class WaitTests(SynchronousTestCase):
             self.assertGreater(max(waits), 0.9 * bound)
             self.assertLess(min(waits), 0.1 * bound)
 
+    def test_sessions_wait(self) -> None:
+        """While sessions wait for a link the bound stays low, and the range is still used."""
+        random = Random(1)
+        waits = [seconds_to_wait(50, False, random, SESSIONS_WAIT) for _ in range(200)]
+        self.assertLessEqual(max(waits), SESSIONS_WAIT)
+        self.assertLess(min(waits), 0.1 * SESSIONS_WAIT)
+
     def test_short_links(self) -> None:
         """A link that lived briefly counts for little: the controller is there and will stay."""
         self.assertEqual(failures_after(7, 0.0), 8)
@@ -458,6 +494,14 @@ class FailingOnce(State):
             self.has_failed = True
             raise StateError("the disk is full")
         return super().next_key()
+
+
+class Unreadable(State):
+    """A state folder whose disk is gone."""
+
+    def load(self) -> Identity | None:
+        """Fail."""
+        raise StateError("the disk is gone")
 
 
 class DialTests(LoopbackCase):
@@ -562,21 +606,132 @@ class DialTests(LoopbackCase):
         await self.until(lambda: dial.identity.certificate != old)
 
     async def test_newer_identity(self) -> None:
-        """Who is refused takes the newer identity that another process has left in the folder."""
+        """With each attempt the newer identity is taken that another process has left in the folder."""
         first = await self.join()
-        self.patch(arhat.dial, "REFUSED_WAIT", 0.05)
         dial, _ = self.dial(replace(first, certificate=self.older(first)))
         await self.until(lambda: self.registry.get(KEY) is not None)
+        before = self.registry.get(KEY)
         await self.join(await self.token("again"), self.state)
-        await self.until(lambda: self.registry.get(KEY) is None)
-        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.until(lambda: self.registry.get(KEY) not in (before, None))
         self.assertEqual(dial.identity, self.state.load())
 
-    def older(self, identity: Identity) -> bytes:
-        """A certificate for the same key that was made a day earlier."""
+    async def test_renewed_by_another(self) -> None:
+        """A certificate that another process of this folder has renewed is not renewed again."""
+        first = await self.join()
+        half = now() - timedelta(days=70)
+        old = replace(first, certificate=self.older(first, half))
+        dial, _ = self.dial(old)
+        self.state.save(first)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        await self.until(lambda: dial.identity == first)
+
+    async def test_unreadable_folder(self) -> None:
+        """A folder that cannot be read any more is told once, and the identity that was read counts on."""
+        identity = await self.join()
+        failing = Unreadable(self.state.folder)
+        with capturedLogs() as events:
+            self.dial(identity, failing)
+            await self.until(lambda: self.registry.get(KEY) is not None)
+            await self.gateway.close("restart")
+            self.gateway = self.new_gateway(self.port)
+            await self.gateway.listen()
+            await self.until(lambda: self.registry.get(KEY) is not None)
+        told = [event for event in events if "the disk is gone" in str(event.get("reason"))]
+        self.assertEqual(len(told), 1)
+
+    async def test_resume(self) -> None:
+        """A session outlives a broken connection; its answer arrives on the next one."""
+        dial, holding = self.dial(await self.join(), acceptor=Holding())
+        assert isinstance(holding, Holding)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        device, listening = self.registry.get(KEY), Listening()
+        assert device is not None
+        device.open(Exec((b"true",)), listening)
+        await self.until(lambda: bool(holding.channels))
+        for wait in range(3):
+            before = self.registry.get(KEY)
+            assert dial._tether.transport is not None
+            dial._tether.transport.abort()
+            if wait == 2:
+                await self.until(lambda: not dial.is_up)
+                holding.answer()
+            await self.until(lambda before=before: self.registry.get(KEY) not in (before, None))  # type: ignore[misc]  # each its own
+        await listening.over
+        self.assertIsNone(listening.reason)
+        self.assertEqual(listening.heard, [(Lane.MAIN, b"late"), (Lane.RESULT, encode_result(Exited(7)))])
+
+    async def test_stop_ends_sessions(self) -> None:
+        """An agent that stops leaves nobody to be waited for: what it served is lost at once."""
+        dial, holding = self.dial(await self.join(), acceptor=Holding())
+        assert isinstance(holding, Holding)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        device, listening = self.registry.get(KEY), Listening()
+        assert device is not None
+        device.open(Exec((b"true",)), listening)
+        await self.until(lambda: bool(holding.channels))
+        await cast(Deferred[None], dial.stopService())
+        await listening.over
+        assert listening.reason is not None
+        self.assertIn("the agent stops", listening.reason.text)
+
+    async def test_standby(self) -> None:
+        """A second agent stands by and says so; when the first drains, it is active and says so."""
+        identity = await self.join()
+        first, _ = self.dial(identity, started=1)
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        active = self.registry.get(KEY)
+        with capturedLogs() as events:
+            second, answering = self.dial(
+                identity, instance=b"b" * 16, started=2, companions=frozenset({b"a" * 16})
+            )
+            await self.until(lambda: any("standing by" in event["log_format"] for event in events))
+            self.assertIs(self.registry.get(KEY), active)
+            await first.drain()
+            await self.until(lambda: any("active: new" in event["log_format"] for event in events))
+        device, listening = self.registry.get(KEY), Listening()
+        assert device is not None
+        device.open(Exec((b"true",)), listening)
+        await listening.over
+        self.assertEqual(answering.requests, [Exec((b"true",))])
+        self.assertTrue(first.is_up and second.is_up)
+
+    async def test_drain_alone(self) -> None:
+        """A session that was sent before the controller heard of the drain arrives; none is lost between."""
+        dial, answering = self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        device, draining = self.registry.get(KEY), Deferred.fromCoroutine(dial.drain())
+        assert device is not None
+        device.open(Exec((b"true",)), Listening())
+        await draining
+        self.assertEqual(answering.requests, [Exec((b"true",))])
+
+    async def test_drain_offline(self) -> None:
+        """Without a link there is nobody to wait for, and a lost one is not waited for either."""
+        identity = await self.join()
+        await self.gateway.close("away")
+        dial, _ = self.dial(identity)
+        await dial.drain()
+
+    async def test_drains_on(self) -> None:
+        """An agent that drains says so on the next link, too."""
+        identity = await self.join()
+        first, _ = self.dial(identity, started=1)
+        self.dial(identity, instance=b"b" * 16, started=2, companions=frozenset({b"a" * 16}))
+        await self.until(lambda: len(self.registry.standbys(KEY)) == 1)
+        await first.drain()
+        self.assertEqual(self.registry.standbys(KEY), [])
+        newer = self.registry.get(KEY)
+        transport = first._tether.transport
+        assert transport is not None
+        transport.abort()
+        await self.until(lambda: first._tether.transport not in (transport, None) and first.is_up)
+        await self.until(lambda: self.registry.get(KEY) is newer and not self.registry.standbys(KEY))
+
+    def older(self, identity: Identity, when: datetime | None = None) -> bytes:
+        """A certificate for the same key that was made a day earlier, or then."""
         key = cast(Any, load_pem_private_key(identity.key, None)).public_key()
         uid = uid_of(cast(Object, self.lookup(KEY)))
-        return self.authority.sign_device(key, DeviceIdentity(KEY, uid), now() - timedelta(days=1))
+        return self.authority.sign_device(key, DeviceIdentity(KEY, uid), when or now() - timedelta(days=1))
 
     async def test_server_error(self) -> None:
         """A gateway in trouble is asked again soon, one that refuses is not."""
@@ -598,13 +753,14 @@ class DialTests(LoopbackCase):
         return next(cast(float, event["wait"]) for event in events if "wait" in event)
 
     async def test_second_process(self) -> None:
-        """A second process of the same host takes over."""
+        """A second process that does not know of the first finds it alive and active, and is no clone."""
         identity = await self.join()
         self.dial(identity)
         await self.until(lambda: self.registry.get(KEY) is not None)
         first = self.registry.get(KEY)
-        self.dial(identity, instance=b"b" * 16)
-        await self.until(lambda: self.registry.get(KEY) not in (first, None))
+        self.dial(identity, instance=b"b" * 16, started=1)
+        await self.until(lambda: len(self.registry.standbys(KEY)) == 1)
+        self.assertIs(self.registry.get(KEY), first)
         self.assertEqual(self.clones, [])
 
     async def test_clone(self) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+from dataclasses import replace
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import Clock, LoopingCall
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
-from arhat.agent import Agent
+from arhat.agent import STOPPING, Agent
 from arhat.config import Config
-from test.arhat.running import gone, own_account, pause, zombies
+from test.arhat.running import alive, gone, own_account, pause, zombies
 from test.support.channels import RecordingReceiver
 from tether.errors import Reason, ResetCode
 from tether.link.interfaces import Channel, Lane
 from tether.link.memory import MemoryPair, joined
 from tether.verbs.codec import decode_result
-from tether.verbs.requests import Exec, Exited, Forward, Killed, Request
+from tether.verbs.requests import Attach, Exec, Exited, Forward, Killed, Request
 
 
 class Nobody:
@@ -46,8 +50,9 @@ class OverLinkTests(TestCase):
     timeout = 30
 
     def setUp(self) -> None:
-        self.grace = 0.0
-        self.agent = Agent(reactor, Config(kill_grace=0.3), own_account(), {})  # type: ignore[arg-type]
+        self.grace = 0
+        account = replace(own_account(), shell="/bin/sh", home="/")
+        self.agent = Agent(reactor, Config(kill_grace=0.3), account, {})  # type: ignore[arg-type]
         self.pair = self.join()
         pump = LoopingCall(lambda: self.pair.flush())
         pump.start(0.001)
@@ -130,10 +135,43 @@ class OverLinkTests(TestCase):
         self.assertIn("reset", client.ended)
         await gone(reactor, int(client.lane(Lane.MAIN)))
 
+    async def test_link_lost_after_the_grace(self) -> None:
+        """When nobody came back within the grace processes are hung up, and the log says how each fared."""
+        self.pair.cut()
+        clock = Clock()
+        self.pair = joined(clock, Nobody(), self.agent, grace=60)
+        begun = b"echo $$; while :; do sleep 0.05; done"
+        clients = [
+            self.ask(Exec((b"sh", b"-c", before + begun)))[0]
+            for before in (b"", b"trap : HUP; ", b"trap '' HUP; ")
+        ]
+        while not all(client.heard for client in clients):
+            await pause(reactor, 0.005)
+        obedient, stubborn, staying = (int(client.lane(Lane.MAIN)) for client in clients)
+        self.addCleanup(gone, reactor, staying)
+        self.addCleanup(os.killpg, staying, signal.SIGKILL)
+        self.pair.cut()
+        clock.advance(59)
+        await pause(reactor, 0.05)
+        self.assertTrue(all(map(alive, (obedient, stubborn, staying))))
+        with capturedLogs() as events:
+            clock.advance(1)
+            await gone(reactor, obedient)
+            await gone(reactor, stubborn)
+        self.assertTrue(alive(staying))
+        self.assertEqual(
+            {event["pid"]: re.sub(r"[\d.]+", "N", event["fate"]) for event in events if "fate" in event},
+            {
+                obedient: "ended after SIGHUP",
+                stubborn: "killed after N s",
+                staying: "ignores SIGHUP and was left running",
+            },
+        )
+
     async def test_link_comes_back(self) -> None:
         """Within the grace a cut loses nothing of a copy."""
         self.pair.cut()
-        self.grace = 1.0
+        self.grace = 1
         self.pair = self.join()
         client, channel = self.ask(Exec((b"cat",), stdin=True))
         content = os.urandom(1 << 18)
@@ -148,6 +186,45 @@ class OverLinkTests(TestCase):
         await client.over
         self.assertTrue(client.lane(Lane.MAIN) == content * 12)
         self.assertEqual(decode_result(client.lane(Lane.RESULT)), Exited(0))
+
+    async def test_attached_over_cuts(self) -> None:
+        """Within the grace cuts leave all who are attached where they were: they see all, and may type."""
+        self.pair.cut()
+        self.grace = 1
+        self.pair = self.join()
+        one, one_types = self.ask(Attach(stdin=True, tty=True))
+        two, two_types = self.ask(Attach(stdin=True, tty=True))
+        # Without an echo, which would stand in the middle of the output.
+        one_types.write(b"stty -echo; echo; seq 1 20000; echo done$((1))\n")
+        for cut_at in (10_000, 50_000):
+            while len(two.lane(Lane.MAIN)) < cut_at:
+                await pause(reactor, 0.001)
+            self.pair.cut()
+            two_types.write(b"echo more$((%d))\n" % cut_at)
+            await pause(reactor, 0.02)
+            self.pair.rejoin()
+        for client in (one, two):
+            while b"more50000" not in client.lane(Lane.MAIN):
+                await pause(reactor, 0.005)
+            shown = client.lane(Lane.MAIN)
+            numbers = [int(number) for number in re.findall(rb"^(\d+)\r$", shown, re.MULTILINE)]
+            self.assertEqual(numbers, list(range(1, 20_001)))
+            self.assertEqual((shown.count(b"done1"), shown.count(b"more10000")), (1, 1))
+
+    async def test_drain(self) -> None:
+        """An agent that drains has waited for a command when the client has its result."""
+        client, channel = self.ask(Exec((b"cat",), stdin=True))
+        channel.write(b"x")
+        while not client.heard:
+            await pause(reactor, 0.005)
+        drained = self.agent.drain()
+        late, _ = self.ask(Exec((b"true",)))
+        await late.over
+        self.assertEqual((late.reason, drained.called), (STOPPING, False))
+        drained.addCallback(lambda _: client.lane(Lane.RESULT))
+        channel.finish()
+        self.assertEqual(decode_result(await drained), Exited(0))
+        await client.over
 
     async def test_refused_forward(self) -> None:
         """A forward that the rules forbid is a reset with its reason."""

@@ -1,29 +1,47 @@
-"""What an agent needs before it dials, and that it stops in order."""
+"""What an agent needs before it dials, what it says of itself, and that it leaves in order."""
 
 from __future__ import annotations
 
 import os
+import re
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 import arhat.service
 from aranya.certs.authority import new_authority
 from aranya.certs.requests import requested_key
 from aranya.names import DeviceIdentity, DeviceKey
+from arhat.agent import STOPPING, Agent
+from arhat.companions import Companions
 from arhat.config import Config
+from arhat.executor.ending import Deaf, conclude
 from arhat.executor.environment import Account
 from arhat.identity import Identity, State, signing_request
 from arhat.joining import JoinFailed
 from arhat.service import Arhat, Start, build
-from test.arhat.test_identity import AUTHORITY, NOW, joined
-from tether.daemon import Fatal
+from test.arhat import test_identity
+from test.arhat.running import own_account
+from test.arhat.test_identity import AUTHORITY, NOW
+from test.arhat.test_over_link import Nobody
+from test.support.channels import RecordingReceiver
+from tether.daemon import STOP_DEADLINE, Fatal, Lingering
 from tether.join import Token
+from tether.link.interfaces import Channel, Lane, Receiver
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
+from tether.link.memory import Watch, joined
+from tether.verbs.codec import encode_result
+from tether.verbs.requests import Exited, Logs
+from tether.wire.frames import Duty
 
 
 class BuildTests(SynchronousTestCase):
@@ -33,7 +51,7 @@ class BuildTests(SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.reactor.advance(NOW.timestamp())
         self.folder = Path(self.mktemp())
-        self.identity = joined()
+        self.identity = test_identity.joined()
         self.asked: list[Token] = []
         self.again: list[bool] = []
         self.outcome: Identity | JoinFailed = self.identity
@@ -117,3 +135,197 @@ class BuildTests(SynchronousTestCase):
         self.successResultOf(service.stopService())
         self.reactor.advance(600)
         self.assertEqual([], self.reactor.getDelayedCalls())
+
+    def test_introduction(self) -> None:
+        """It says since when it lives and what it can, and who lives beside it at that moment."""
+        self.keep(self.identity)
+        self.patch(arhat.service, "Dial", StillDial)
+        first = self.successResultOf(self.build())
+        [dial] = first
+        alone = dial.introduce()
+        self.assertEqual((frozenset({RESUME, TAKEOVER}), frozenset()), (alone.capabilities, alone.companions))
+        second = self.successResultOf(self.build())
+        [other] = second
+        beside, younger = dial.introduce(), other.introduce()
+        self.assertEqual({younger.instance}, beside.companions)
+        self.assertEqual({alone.instance}, younger.companions)
+        self.assertEqual((alone.instance, alone.started), (beside.instance, beside.started))
+        self.assertTrue(0 < alone.started < younger.started < time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        self.successResultOf(second.stopService())
+        self.assertEqual(frozenset(), dial.introduce().companions)
+        self.successResultOf(first.stopService())
+
+
+class StillDial(Service):
+    """A dial that never dials."""
+
+    def __init__(self, reactor: Any, state: Any, identity: Any, agent: Any, introduce: Any, *_: Any) -> None:
+        self.introduce: Callable[[], PeerIntroduction] = introduce
+
+    async def drain(self) -> None:
+        """There is nobody to tell."""
+
+
+class JoinedDial(Service):
+    """Has a link that needs no dialling."""
+
+    def __init__(self, link: Tether) -> None:
+        self._link = link
+
+    async def drain(self) -> None:
+        """As the real one."""
+        self._link.tell_duty(Duty.DRAINING)
+
+    def stopService(self) -> None:
+        """As the real one."""
+        super().stopService()
+        self._link.close("the agent stops")
+
+
+class Work:
+    """A starter whose sessions end when a test says so."""
+
+    def __init__(self) -> None:
+        self.channels: list[Channel] = []
+
+    def __call__(self, request: Any, channel: Channel) -> Receiver:
+        self.channels.append(channel)
+        return Deaf()
+
+    def end(self) -> None:
+        """Say the result of the eldest."""
+        conclude(self.channels.pop(0), Exited(7))
+
+
+class Kubectl(RecordingReceiver):
+    """Who asked: it is content with a result."""
+
+    channel: Channel
+
+    def finished(self) -> None:
+        super().finished()
+        self.channel.finish()
+
+
+class LeavingTests(SynchronousTestCase):
+    """From the first signal to the goodbye, with a controller at the other end."""
+
+    def setUp(self) -> None:
+        self.clock = MemoryReactorClock()
+        self.work = Work()
+        self.watch = Watch()
+        self.agent = Agent(self.clock, Config(), own_account(), {Logs: self.work})  # type: ignore[arg-type]
+        self.pair = joined(self.clock, Nobody(), self.agent, controller_watcher=self.watch, grace=60)
+        companions = Companions(Path(self.mktemp()), b"a" * 16)
+        dial = JoinedDial(self.pair.agent)
+        self.service = Arhat(self.clock, self.agent, dial, companions, 30.0)  # type: ignore[arg-type]
+        self.service.startService()
+
+    def ask(self) -> Kubectl:
+        """Begin a session."""
+        kubectl = Kubectl()
+        kubectl.channel = self.pair.controller.open(Logs(), kubectl)
+        self.pair.flush()
+        return kubectl
+
+    def stop(self) -> Deferred[None]:
+        """As the first signal does."""
+        stopped = self.service.stopService()
+        self.pair.flush()
+        return stopped
+
+    def test_nothing_to_wait_for(self) -> None:
+        """Without a session it says that it goes, and goes."""
+        self.successResultOf(self.stop())
+        self.assertEqual([Duty.DRAINING], self.watch.duties)
+        self.assertEqual([("the agent stops", True)], self.watch.downs)
+
+    def test_waits(self) -> None:
+        """Whoever has a session gets its result; a new one is refused; then comes the goodbye."""
+        with capturedLogs() as events:
+            one, two = self.ask(), self.ask()
+            stopped = self.stop()
+            self.assertEqual([Duty.DRAINING], self.watch.duties)
+            late = self.ask()
+            self.assertEqual(STOPPING, late.reason)
+            self.work.end()
+            self.pair.flush()
+            self.clock.advance(29)
+            self.assertNoResult(stopped)
+            self.work.end()
+            self.assertNoResult(stopped)
+            self.pair.flush()
+            self.successResultOf(stopped)
+        for kubectl in (one, two):
+            self.assertEqual(encode_result(Exited(7)), kubectl.lane(Lane.RESULT))
+            self.assertEqual(["finished", "closed"], kubectl.ended)
+        self.assertEqual([("the agent stops", True)], self.watch.downs)
+        lines = [formatEvent(event) for event in events]
+        self.assertIn("stopping: 2 sessions run on, for up to 30 s; a second SIGTERM ends them now", lines)
+        self.assertIn("stopping: all sessions are over", lines)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_over_a_cut(self) -> None:
+        """A link that is lost meanwhile is waited for like the sessions on it."""
+        kubectl = self.ask()
+        stopped = self.stop()
+        self.pair.cut()
+        self.work.end()
+        self.clock.advance(10)
+        self.assertNoResult(stopped)
+        self.pair.rejoin()
+        self.successResultOf(stopped)
+        self.assertEqual(encode_result(Exited(7)), kubectl.lane(Lane.RESULT))
+
+    def test_not_for_ever(self) -> None:
+        """What still runs at the limit is ended with the reason."""
+        with capturedLogs() as events:
+            kubectl = self.ask()
+            stopped = self.stop()
+            self.clock.advance(29.9)
+            self.assertNoResult(stopped)
+            self.clock.advance(0.2)
+            self.pair.flush()
+            self.successResultOf(stopped)
+        self.assertEqual(STOPPING, kubectl.reason)
+        line = "stopping: sessions that still run are ended (1), 30 s are over"
+        self.assertIn(line, [formatEvent(event) for event in events])
+
+    def test_insisting(self) -> None:
+        """A second signal ends the waiting."""
+        with capturedLogs() as events:
+            kubectl = self.ask()
+            stopped = self.stop()
+            self.service.hurry()
+            self.pair.flush()
+            self.successResultOf(stopped)
+            self.service.hurry()
+        self.assertEqual(STOPPING, kubectl.reason)
+        line = "stopping: sessions that still run are ended (1), for somebody insists"
+        self.assertIn(line, [formatEvent(event) for event in events])
+
+    def test_insisting_at_once(self) -> None:
+        """A second signal may come before the first has done anything."""
+        kubectl = self.ask()
+        self.service.hurry()
+        self.successResultOf(self.stop())
+        self.assertEqual(STOPPING, kubectl.reason)
+
+    def test_owner_waits_for_nobody(self) -> None:
+        """With a drain of nothing sessions end at once, and a second signal changes nothing."""
+        kubectl = self.ask()
+        self.service.linger = 0.0
+        self.successResultOf(self.stop())
+        self.service.hurry()
+        self.assertEqual(STOPPING, kubectl.reason)
+
+    def test_init_system_waits(self) -> None:
+        """The unit gives an agent the time that it may take by default."""
+        unit = (Path(arhat.service.__file__).parents[1] / "deploy" / "arhat.service").read_text("utf-8")
+        [patience] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+        self.assertGreater(int(patience), Config().drain + STOP_DEADLINE)
+
+    def test_daemon_knows(self) -> None:
+        """The daemon learns that it may take longer."""
+        self.assertIsInstance(self.service, Lingering)
+        self.assertEqual(30.0, self.service.linger)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from typing import Any
 
-from test.cluster.daemons import DEVICE_NAMESPACE, OWN_NAMESPACE, wait_until
+from test.cluster.daemons import DEVICE_NAMESPACE, OWN_NAMESPACE, Twistd, wait_until
+from test.cluster.kubectl import Completed
 from test.cluster.test_exec import DEVICE, ExecCase
+
+#: Says something for as long as anybody listens, and leaves no process behind when nobody does.
+ALIVE = "while echo alive; do sleep 0.3; done"
 
 
 class ShapeTests(ExecCase):
@@ -60,6 +66,7 @@ class ShapeTests(ExecCase):
         """A bad value is refused at admission by every kubectl, with the field's name."""
         for field, spec in (
             ("spec.connectivity.method", {"connectivity": {"method": "pigeon"}}),
+            ("spec.connectivity.graceSeconds", {"connectivity": {"graceSeconds": 3601}}),
             ("spec.banned", {"banned": "maybe"}),
             ("spec.pod.forward", {"pod": {"forward": [{"port": 70000, "target": "127.0.0.1:80"}]}}),
             ("spec.pod.containers", {"pod": {"containers": [{"name": "UPPER", "log": {"file": "/x"}}]}}),
@@ -174,3 +181,118 @@ class LifeTests(ExecCase):
 
         first = wait_until("a lease", renewed_at)
         wait_until("a renewal", lambda: renewed_at() > first, 25, self.site.explain)
+
+
+class StandbyTests(ExecCase):
+    """A second agent of a device is told in the status for as long as it stands by."""
+
+    def setUp(self) -> None:
+        """Have two agents of one device."""
+        super().setUp()
+        self.name = f"paired-{self.id().rpartition('_')[2]}"
+        self.elder = self.site.add_device(self.name)
+        self.addCleanup(self.leave)
+        self.younger = Twistd("younger", self.elder.words, self.elder.folder / "younger")
+        self.addCleanup(self.younger.kill)
+        self.younger.start()
+        wait_until("one stands by", self.standbys, 20, self.explain)
+
+    def leave(self) -> None:
+        """Take the device away."""
+        self.elder.kill()
+        del self.site.devices[self.name]
+        self.assert_code(self.site.edge.run("delete", "ed", self.name, timeout=30), 0)
+
+    def explain(self) -> str:
+        """What all the daemons say."""
+        return self.site.explain() + self.younger.tail()
+
+    def status(self) -> dict[str, Any]:
+        """The status of the EdgeDevice."""
+        found = self.site.get("ed", self.name)
+        assert found is not None
+        return dict(found["status"])
+
+    def standbys(self) -> list[dict[str, str]]:
+        """Who stands by, as the status says."""
+        return list(self.status().get("standbys", []))
+
+    def connected(self) -> str:
+        """The message of ``Connected``."""
+        return next(one["message"] for one in self.status()["conditions"] if one["type"] == "Connected")
+
+    def test_comes_and_goes(self) -> None:
+        """It is told with its version and address, and no more once it left."""
+        status = self.status()
+        (standby,) = status["standbys"]
+        self.assertEqual(standby["version"], status["agent"]["version"])
+        self.assertNotEqual(standby["address"], status["agent"]["address"])
+        self.assertEqual(self.connected(), "the device is connected; 1 agent stands by")
+        self.younger.kill()
+        wait_until("nobody stands by", lambda: "standbys" not in self.status(), 10, self.explain)
+        self.assertEqual(self.connected(), "the device is connected")
+
+    def test_takes_over(self) -> None:
+        """When the active one goes it is the agent that the status names, and the device stays online."""
+        (standby,) = self.standbys()
+        self.elder.kill()
+        wait_until(
+            "it took over",
+            lambda: self.status()["agent"]["address"] == standby["address"],
+            10,
+            self.explain,
+        )
+        self.assertNotIn("standbys", self.status())
+        self.assertEqual(self.site.condition("node", self.name, "Ready"), "True")
+        self.assert_code(self.site.edge.run("exec", self.name, "--", "true"), 0)
+
+
+class WaitingTests(ExecCase):
+    """Sessions that wait for a device which is away: the EdgeDevice decides how long they may."""
+
+    def begin(self, name: str, spec: dict[str, Any] | None = None) -> subprocess.Popen[bytes]:
+        """A session on a device that went away since, and counts as offline now."""
+        agent = self.site.add_device(name, spec)
+        self.addCleanup(self.leave, name)
+        session = self.clients[-1].start("exec", name, "--", "sh", "-c", ALIVE)
+        self.addCleanup(session.wait)
+        self.addCleanup(session.kill)
+        assert session.stdout is not None
+        self.assertEqual(session.stdout.readline(), b"alive\n")
+        agent.kill()
+        self.site.wait_offline(name)
+        return session
+
+    def leave(self, name: str) -> None:
+        """Take the device away, if it is there."""
+        self.site.devices.pop(name).kill()
+        done = self.site.edge.run("delete", "ed", name, "--ignore-not-found", timeout=30)
+        self.assert_code(done, 0)
+
+    def assert_ends(self, session: subprocess.Popen[bytes], seconds: float, *words: str) -> None:
+        """It ends soon, not with 0, and says why in one line."""
+        out, err = session.communicate(timeout=seconds)
+        done = Completed(session.returncode, out, err)
+        self.assertNotEqual(done.code, 0, done)
+        for word in words:
+            self.assertIn(word, err.decode(), self.site.explain())
+
+    def test_deleted(self) -> None:
+        """Deleting the EdgeDevice ends them."""
+        session = self.begin("lost")
+        self.assertIsNone(session.poll(), self.site.explain())
+        self.assert_code(self.site.edge.run("delete", "ed", "lost", timeout=30), 0)
+        self.assert_ends(session, 5, "deleted")
+
+    def test_banned(self) -> None:
+        """A ban ends them."""
+        session = self.begin("stolen")
+        self.assertIsNone(session.poll(), self.site.explain())
+        patch = json.dumps({"spec": {"banned": True}})
+        self.assert_code(self.site.edge.run("patch", "ed", "stolen", "--type=merge", "-p", patch), 0)
+        self.assert_ends(session, 5, "banned")
+
+    def test_grace_of_the_device(self) -> None:
+        """``graceSeconds`` of the EdgeDevice is how long they wait; with 0 they end with the link."""
+        session = self.begin("hasty", {"connectivity": {"graceSeconds": 0}})
+        self.assert_ends(session, 1, "offline")

@@ -15,6 +15,7 @@ from test.cluster.daemons import (
     OWN_NAMESPACE,
     PROGRAMS,
     Site,
+    Twistd,
     kubectls,
     spare_plane,
     spare_site,
@@ -102,6 +103,19 @@ class VerbTests(ExecCase):
         self.assertTrue(all("kubelet endpoint" in one for one in rest), rest)
         self.assertEqual(done.code, 1 if any(one.startswith("FAIL") for one in rest) else 0)
         self.assertEqual(done.err, b"")
+
+    def test_doctor_tells_of_standbys(self) -> None:
+        """An agent that stands by is told beside the connection."""
+        elder = self.site.devices[DEVICE]
+        younger = Twistd("younger", elder.words, elder.folder / "younger")
+        self.addCleanup(younger.kill)
+        younger.start()
+
+        def told() -> bool:
+            lines = plugin(self.clients[-1], "doctor", DEVICE).out.decode().splitlines()
+            return f"ok    {DEVICE}: Connected: the device is connected; 1 agent stands by" in lines
+
+        wait_until("the doctor tells", told, 20, self.site.explain)
 
     def test_doctor_finds_an_absent_device(self) -> None:
         """A device that never joined fails its check, with what to do, and the exit code says so."""

@@ -81,6 +81,9 @@ class ScriptedDevices:
     def get(self, key: DeviceKey) -> ScriptedDevice | None:
         return self.here.get(key)
 
+    def standbys(self, key: DeviceKey) -> list[ScriptedDevice]:
+        return []
+
     def disconnect(self, key: DeviceKey, reason: str, retry: bool = True) -> None:
         self.disconnected.append((key, reason))
         self.here.pop(key, None)

@@ -63,12 +63,17 @@ class MemoryDevices:
     here: dict[DeviceKey, Device] = field(default_factory=dict)
     listeners: list[Callable[[DeviceKey], None]] = field(default_factory=list)
     disconnected: list[tuple[DeviceKey, str]] = field(default_factory=list)
+    standing_by: dict[DeviceKey, list[Device]] = field(default_factory=dict)
 
     def get(self, key: DeviceKey) -> Device | None:
         return self.here.get(key)
 
+    def standbys(self, key: DeviceKey) -> Sequence[Device]:
+        return self.standing_by.get(key, [])
+
     def disconnect(self, key: DeviceKey, reason: str, retry: bool = True) -> None:
         self.disconnected.append((key, reason))
+        self.standing_by.pop(key, None)
         self.go(key)
 
     def subscribe(self, listener: Callable[[DeviceKey], None]) -> Callable[[], None]:
@@ -79,6 +84,11 @@ class MemoryDevices:
         """The device connects, or tells new facts."""
         self.here[device.key] = device
         self._tell(device.key)
+
+    def stand_by(self, key: DeviceKey, *standbys: Device) -> None:
+        """These agents stand by from now on."""
+        self.standing_by[key] = list(standbys)
+        self._tell(key)
 
     def go(self, key: DeviceKey) -> None:
         """The device's link ends."""

@@ -69,6 +69,21 @@ class Child(Service):
         return self.ending
 
 
+class LingeringChild(Child):
+    """A child that others are not done with until somebody insists."""
+
+    linger = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending = Deferred()
+        self.hurried = 0
+
+    def hurry(self) -> None:
+        """Somebody insists."""
+        self.hurried += 1
+
+
 class DaemonCase(SynchronousTestCase):
     """A daemon whose build ends when the test says so."""
 
@@ -198,6 +213,56 @@ class StopTests(DaemonCase):
         self.assertNoResult(stopped)
         self.reactor.advance(0.2)
         self.successResultOf(stopped)
+
+    def test_lingers(self) -> None:
+        """A child that lingers has that much longer, and a second signal makes it hurry."""
+        child = self.child = LingeringChild()
+        self.start()
+        self.built.callback(child)
+        self.signalled()
+        stopped = self.stopped()
+        self.reactor.advance(STOP_DEADLINE + 1)
+        self.assertNoResult(stopped)
+        self.assertEqual(0, child.hurried)
+        self.signalled(signal.SIGINT)
+        self.assertEqual((1, []), (child.hurried, self.exits))
+        child.ending.callback(None)
+        self.successResultOf(stopped)
+
+    def test_lingers_too_long(self) -> None:
+        """A child that lingers longer than it said does not keep the process."""
+        self.child = LingeringChild()
+        self.start()
+        self.built.callback(self.child)
+        stopped = self.stopped()
+        self.reactor.advance(STOP_DEADLINE + LingeringChild.linger - 0.1)
+        self.assertNoResult(stopped)
+        self.reactor.advance(0.2)
+        self.successResultOf(stopped)
+
+    def test_hurries_too_slowly(self) -> None:
+        """After the second signal a child that lingered has as long as any other."""
+        self.child = LingeringChild()
+        self.start()
+        self.built.callback(self.child)
+        self.signalled()
+        stopped = self.stopped()
+        self.reactor.advance(1)
+        self.signalled()
+        self.reactor.advance(STOP_DEADLINE - 0.1)
+        self.assertNoResult(stopped)
+        self.reactor.advance(0.2)
+        self.successResultOf(stopped)
+
+    def test_two_signals_at_once(self) -> None:
+        """A second signal that comes before the children are told to stop is not lost."""
+        child = self.child = LingeringChild()
+        self.start()
+        self.built.callback(child)
+        self.signalled()
+        self.signalled()
+        self.stopped()
+        self.assertEqual(1, child.hurried)
 
     def test_failing_end(self) -> None:
         """A child that fails to stop does not keep the process."""

@@ -31,6 +31,7 @@ from zope.interface import Attribute, Interface
 
 from tether.errors import Reason
 from tether.verbs.requests import DeviceFacts, Request, Settings
+from tether.wire.frames import Duty
 from tether.wire.lanes import RECORD_LANES, RECORD_LIMIT, Lane
 
 HIGH_WATER = 256 * 1024
@@ -110,6 +111,9 @@ class Link(Interface):
     def close(reason: str, retry: bool = True) -> None:
         """Say goodbye with one line of reason, then close; streams end as lost."""
 
+    def tell_duty(duty: Duty) -> bool:
+        """Tell the peer who takes new sessions, after each Hello anew; false: it would not understand."""
+
 
 class Introduction(Protocol):
     """What a peer said in its Hello."""
@@ -126,6 +130,10 @@ class Introduction(Protocol):
     def facts(self) -> DeviceFacts | None: ...
     @property
     def settings(self) -> Settings | None: ...
+    @property
+    def started(self) -> int: ...
+    @property
+    def companions(self) -> frozenset[bytes]: ...
 
 
 __all__ = [

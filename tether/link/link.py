@@ -2,9 +2,12 @@
 
 A ``Tether`` belongs to one peer and may outlive the transport it runs on. It is
 given a transport by ``receiver()``, which makes the ear for one connection. When
-the connection is lost its channels wait for ``grace`` seconds; a new connection
-on which the peer proves to be the same process takes them over, else they end
-as lost.
+the connection is lost its channels wait for the grace; a new connection on which
+the peer proves to be the same process takes them over, else they end as lost.
+
+The grace is the controller's to say (``Settings.grace_seconds``), for both ends must
+wait equally long, and there is none unless both ends list ``RESUME``: a peer that
+drops its sessions with the link must not be waited for.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from tether.verbs.requests import DeviceFacts, Request, Settings
 from tether.wire import frames
 from tether.wire.events import (
     DataArrived,
+    DutyTold,
     Event,
     Introduced,
     PeerLeaves,
@@ -44,7 +48,13 @@ from tether.wire.events import (
     StreamFinished,
     StreamOpened,
 )
+from tether.wire.frames import Duty
 from tether.wire.mux import WINDOW, Mux, Role
+
+#: Capability: sessions outlive a link.
+RESUME = "resume"
+#: Capability: of several agents of one host one is active, and ``Duty`` says which.
+TAKEOVER = "takeover"
 
 _UNKNOWN_VERB = Reason(ResetCode.UNSUPPORTED, "this side does not know what is asked")
 _FAILED = Reason(ResetCode.INTERNAL, "the accepting side failed; its log says why")
@@ -60,6 +70,8 @@ class PeerIntroduction:
     host_boot_id: str = ""
     facts: DeviceFacts | None = None
     settings: Settings | None = None
+    started: int = 0
+    companions: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, hello: frames.Hello) -> PeerIntroduction:
@@ -71,6 +83,8 @@ class PeerIntroduction:
             host_boot_id=hello.host_boot_id,
             facts=None if hello.facts is None else decode_facts(hello.facts),
             settings=None if hello.settings is None else decode_settings(hello.settings),
+            started=hello.started,
+            companions=hello.companions,
         )
 
     def hello(self) -> frames.Hello:
@@ -82,6 +96,8 @@ class PeerIntroduction:
             host_boot_id=self.host_boot_id,
             facts=None if self.facts is None else encode_facts(self.facts),
             settings=None if self.settings is None else encode_settings(self.settings),
+            started=self.started,
+            companions=self.companions,
         )
 
 
@@ -96,6 +112,12 @@ class Watcher(Protocol):
 
         ``retry`` false: the peer asked not to come back before something changed.
         """
+
+    def link_over(self, link: Link) -> None:
+        """After ``link_down``: the channels have ended, who comes now starts afresh."""
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        """The peer says who takes new sessions."""
 
 
 @implementer(Link)
@@ -117,7 +139,6 @@ class Tether:
         watcher: Watcher,
         *,
         window: int = WINDOW,
-        grace: float = 0.0,
         keepalive: float = 15.0,
         patience: float = 15.0,
     ) -> None:
@@ -127,7 +148,7 @@ class Tether:
         self._introduction = introduction
         self._acceptor = acceptor
         self._watcher = watcher
-        self._grace = grace
+        self._grace = 0.0
         self._keepalive = keepalive
         self._patience = patience
         self._channels: dict[int, MuxChannel] = {}
@@ -148,6 +169,19 @@ class Tether:
     def transport(self) -> MessageTransport | None:
         """The present connection's transport, for its address and certificate."""
         return None if self._connection is None else self._connection.transport
+
+    @property
+    def waits(self) -> bool:
+        """True while there is no connection and channels wait for the next one."""
+        return self._grace_call is not None and bool(self._channels)
+
+    def tell_duty(self, duty: Duty) -> bool:
+        """Tell the peer who takes new sessions, after each Hello anew; false: it would not understand."""
+        if not self.is_up or not self._both_list(TAKEOVER):
+            return False
+        self.mux.tell_duty(duty)
+        self.settle()
+        return True
 
     def introduce_as(self, introduction: PeerIntroduction) -> None:
         """Say this in the next Hello: facts and settings change, the instance does not."""
@@ -283,6 +317,8 @@ class Tether:
             case PeerLeaves():
                 connection.goodbye = event.reason
                 connection.retry = event.retry
+            case DutyTold():
+                self.later(lambda: self._watcher.duty_told(self, event.duty))
             case PongArrived():
                 pass  # Its bytes were the sign of life already.
 
@@ -291,11 +327,19 @@ class Tether:
         if self._grace_call is not None:
             self._grace_call.cancel()
             self._grace_call = None
-        keepalive = self._keepalive
-        if peer.settings is not None and peer.settings.keepalive_seconds:
-            keepalive = float(peer.settings.keepalive_seconds)
+        settings = self._introduction.settings or peer.settings
+        keepalive = float(settings.keepalive_seconds if settings else 0) or self._keepalive
+        self._grace = float(settings.grace_seconds) if settings and self._both_list(RESUME) else 0.0
         connection.greeted(keepalive, self._patience)
         self.later(lambda: self._watcher.link_up(self, event.resumed))
+
+    def _both_list(self, capability: str) -> bool:
+        peer = self.peer
+        return (
+            peer is not None
+            and capability in peer.capabilities
+            and capability in self._introduction.capabilities
+        )
 
     def _opened(self, event: StreamOpened) -> None:
         channel = MuxChannel(event.stream, self)
@@ -362,3 +406,4 @@ class Tether:
                     channel.broke(event.reason)
                 else:
                     channel.closed_at_last()
+        self.later(lambda: self._watcher.link_over(self))

@@ -14,8 +14,10 @@ from cryptography.x509 import Certificate
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from tether.link.interfaces import Acceptor, Link
-from tether.link.link import PeerIntroduction, Tether, Watcher
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether, Watcher
 from tether.link.transport import MessageReceiver
+from tether.verbs.requests import Settings
+from tether.wire.frames import Duty
 from tether.wire.mux import WINDOW, Role
 
 #: What a Twisted transport holds before it pauses its producer.
@@ -147,6 +149,8 @@ class Watch:
 
     ups: list[bool] = field(default_factory=list)  # resumed?
     downs: list[tuple[str, bool]] = field(default_factory=list)  # reason, retry
+    overs: int = 0
+    duties: list[Duty] = field(default_factory=list)
 
     def link_up(self, link: Link, resumed: bool) -> None:
         """The peer said Hello."""
@@ -155,6 +159,14 @@ class Watch:
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
         """The connection is gone."""
         self.downs.append((reason, retry))
+
+    def link_over(self, link: Link) -> None:
+        """The channels have ended."""
+        self.overs += 1
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        """The peer says who takes new sessions."""
+        self.duties.append(duty)
 
 
 class MemoryPair:
@@ -208,14 +220,17 @@ def joined(
     controller_watcher: Watcher | None = None,
     agent_watcher: Watcher | None = None,
     window: int = WINDOW,
-    grace: float = 0.0,
+    grace: int = 0,
     keepalive: float = 15.0,
     patience: float = 15.0,
     capacity: int = CAPACITY,
 ) -> MemoryPair:
-    """A controller's and an agent's link that exchanged Hello."""
-    controller_introduction = controller or PeerIntroduction("aranya/test", instance=b"c" * 16)
-    agent_introduction = agent or PeerIntroduction("arhat/test", instance=b"a" * 16, host_boot_id="boot")
+    """A controller's and an agent's link that exchanged Hello; ``grace`` is in what the controller says."""
+    both = frozenset({RESUME, TAKEOVER})
+    controller_introduction = controller or PeerIntroduction(
+        "aranya/test", both, b"c" * 16, settings=Settings("", "", keepalive_seconds=0, grace_seconds=grace)
+    )
+    agent_introduction = agent or PeerIntroduction("arhat/test", both, b"a" * 16, "boot")
     pair = MemoryPair(
         clock,
         Tether(
@@ -225,7 +240,6 @@ def joined(
             controller_acceptor,
             controller_watcher or Watch(),
             window=window,
-            grace=grace,
             keepalive=keepalive,
             patience=patience,
         ),
@@ -236,7 +250,6 @@ def joined(
             agent_acceptor,
             agent_watcher or Watch(),
             window=window,
-            grace=grace,
             keepalive=keepalive,
             patience=patience,
         ),

@@ -19,6 +19,13 @@ class ResetCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESET_UNREACHABLE: _ClassVar[ResetCode]
     RESET_LOST: _ClassVar[ResetCode]
     RESET_INVALID: _ClassVar[ResetCode]
+
+class DutyKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DUTY_UNSPECIFIED: _ClassVar[DutyKind]
+    DUTY_ACTIVE: _ClassVar[DutyKind]
+    DUTY_STANDBY: _ClassVar[DutyKind]
+    DUTY_DRAINING: _ClassVar[DutyKind]
 RESET_UNSPECIFIED: ResetCode
 RESET_CANCELLED: ResetCode
 RESET_REFUSED: ResetCode
@@ -29,6 +36,10 @@ RESET_LIMIT: ResetCode
 RESET_UNREACHABLE: ResetCode
 RESET_LOST: ResetCode
 RESET_INVALID: ResetCode
+DUTY_UNSPECIFIED: DutyKind
+DUTY_ACTIVE: DutyKind
+DUTY_STANDBY: DutyKind
+DUTY_DRAINING: DutyKind
 
 class Message(_message.Message):
     __slots__ = ("frames",)
@@ -37,7 +48,7 @@ class Message(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "open", "data", "credit", "finish", "reset", "ping", "pong", "goodbye")
+    __slots__ = ("hello", "open", "data", "credit", "finish", "reset", "ping", "pong", "goodbye", "duty")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +58,7 @@ class Frame(_message.Message):
     PING_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    DUTY_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     open: Open
     data: Data
@@ -56,10 +68,11 @@ class Frame(_message.Message):
     ping: Ping
     pong: Pong
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    duty: Duty
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., duty: _Optional[_Union[Duty, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings")
+    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings", "started", "companions")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +83,8 @@ class Hello(_message.Message):
     FACTS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    COMPANIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     software: str
     capabilities: _containers.RepeatedScalarFieldContainer[str]
@@ -80,7 +95,9 @@ class Hello(_message.Message):
     facts: DeviceFacts
     window: int
     settings: Settings
-    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
+    started: int
+    companions: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., started: _Optional[int] = ..., companions: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StreamState(_message.Message):
     __slots__ = ("stream", "delivered", "limit")
@@ -142,18 +159,20 @@ class ForwardRule(_message.Message):
     def __init__(self, host: _Optional[str] = ..., low: _Optional[int] = ..., high: _Optional[int] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("namespace", "name", "keepalive_seconds", "urls", "ca_bundle")
+    __slots__ = ("namespace", "name", "keepalive_seconds", "urls", "ca_bundle", "grace_seconds")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     KEEPALIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     URLS_FIELD_NUMBER: _ClassVar[int]
     CA_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     keepalive_seconds: int
     urls: _containers.RepeatedScalarFieldContainer[str]
     ca_bundle: bytes
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., keepalive_seconds: _Optional[int] = ..., urls: _Optional[_Iterable[str]] = ..., ca_bundle: _Optional[bytes] = ...) -> None: ...
+    grace_seconds: int
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., keepalive_seconds: _Optional[int] = ..., urls: _Optional[_Iterable[str]] = ..., ca_bundle: _Optional[bytes] = ..., grace_seconds: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("stream", "window", "request")
@@ -226,6 +245,12 @@ class Goodbye(_message.Message):
     reason: str
     retry: bool
     def __init__(self, reason: _Optional[str] = ..., retry: _Optional[bool] = ...) -> None: ...
+
+class Duty(_message.Message):
+    __slots__ = ("kind",)
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    kind: DutyKind
+    def __init__(self, kind: _Optional[_Union[DutyKind, str]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("exec", "attach", "logs", "forward", "renew", "facts")

@@ -47,6 +47,8 @@ ARGUMENTS_LIMIT = 16384
 TEXT_LIMIT = 4096
 #: The most bytes of a certificate, a signing request or a bundle of either.
 PEM_LIMIT = 128 * 1024
+#: The most seconds that sessions may outlive a link.
+GRACE_LIMIT = 3600
 #: The most entries of any list or map.
 ENTRIES_LIMIT = 1024
 
@@ -257,6 +259,7 @@ def encode_settings(settings: Settings) -> bytes:
         keepalive_seconds=settings.keepalive_seconds,
         urls=list(settings.urls),
         ca_bundle=settings.ca_bundle,
+        grace_seconds=settings.grace_seconds,
     ).SerializeToString()
 
 
@@ -271,6 +274,7 @@ def decode_settings(encoded: bytes) -> Settings:
         keepalive_seconds=_number("keepalive_seconds", message.keepalive_seconds, 0, 3600),
         urls=tuple(_text("url", url, TEXT_LIMIT) for url in message.urls),
         ca_bundle=_bytes("ca_bundle", message.ca_bundle, PEM_LIMIT),
+        grace_seconds=_number("grace_seconds", message.grace_seconds, 0, GRACE_LIMIT),
     )
 
 

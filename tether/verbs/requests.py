@@ -121,6 +121,7 @@ class Settings:
     keepalive_seconds: int = 15
     urls: tuple[str, ...] = ()
     ca_bundle: bytes = b""
+    grace_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tether.errors import Reason
-from tether.wire.frames import Hello
+from tether.wire.frames import Duty, Hello
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,13 @@ class PeerLeaves:
     retry: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DutyTold:
+    """The peer says who takes new sessions."""
+
+    duty: Duty
+
+
 Event = (
     Introduced
     | StreamOpened
@@ -79,4 +86,5 @@ Event = (
     | StreamClosed
     | PongArrived
     | PeerLeaves
+    | DutyTold
 )

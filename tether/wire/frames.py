@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
 from google.protobuf.message import DecodeError
 
@@ -33,11 +34,21 @@ INTRODUCTION_LIMIT = 256 * 1024
 TEXT_LIMIT = 1024
 #: The most capabilities of one side.
 CAPABILITIES_LIMIT = 64
+#: The most companions of one agent.
+COMPANIONS_LIMIT = 64
 #: The most bytes that a stream may be granted ahead.
 WINDOW_LIMIT = 64 * 1024 * 1024
 
 _INSTANCE_LENGTH = 16
 _OFFSET_LIMIT = 1 << 62
+
+
+class Duty(IntEnum):
+    """Who of several agents of one host takes new sessions; the numbers of ``DutyKind`` in the schema."""
+
+    ACTIVE = 1
+    STANDBY = 2
+    DRAINING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class Hello:
     window: int = 0
     streams: tuple[StreamState, ...] = ()
     peer_instance: bytes = b""
+    started: int = 0
+    companions: frozenset[bytes] = frozenset()
     protocol: int = PROTOCOL
 
 
@@ -147,7 +160,14 @@ class Goodbye:
     retry: bool
 
 
-Frame = Hello | Open | Data | Credit | Finish | Reset | Ping | Pong | Goodbye
+@dataclass(frozen=True, slots=True)
+class OnDuty:
+    """From the controller: be active, or stand by. From an agent: it takes no new sessions."""
+
+    duty: Duty
+
+
+Frame = Hello | Open | Data | Credit | Finish | Reset | Ping | Pong | Goodbye | OnDuty
 
 
 def encode(frames: Iterable[Frame]) -> bytes:
@@ -209,6 +229,8 @@ def _put(message: schema.Frame, frame: Frame) -> None:
             message.goodbye.reason = _cut(reason)
             message.goodbye.retry = retry
             message.goodbye.SetInParent()
+        case OnDuty(duty):
+            message.duty.kind = int(duty)  # type: ignore[assignment]  # an enum is an int on the wire
         case Hello():
             _put_hello(message.hello, frame)
 
@@ -221,6 +243,8 @@ def _put_hello(message: schema.Hello, hello: Hello) -> None:
     message.host_boot_id = hello.host_boot_id
     message.peer_instance = hello.peer_instance
     message.window = hello.window
+    message.started = hello.started
+    message.companions.extend(sorted(hello.companions))
     for state in hello.streams:
         message.streams.add(stream=state.stream, delivered=state.delivered, limit=state.limit)
     if hello.facts is not None:
@@ -264,10 +288,19 @@ def _take(message: schema.Frame) -> Frame | None:
             return Pong(message.pong.token)
         case "goodbye":
             return Goodbye(_line("a reason", message.goodbye.reason), message.goodbye.retry)
+        case "duty":
+            return _take_duty(message.duty.kind)
         case "hello":
             return _take_hello(message.hello)
         case _:
             return None
+
+
+def _take_duty(kind: int) -> OnDuty | None:
+    try:
+        return OnDuty(Duty(kind))
+    except ValueError:
+        return None  # A duty of a newer peer.
 
 
 def _take_hello(message: schema.Hello) -> Hello:
@@ -283,6 +316,8 @@ def _take_hello(message: schema.Hello) -> Hello:
         raise RemoteViolation(f"{len(message.capabilities)} capabilities, more than {CAPABILITIES_LIMIT}")
     if len(message.streams) > 2 * STREAMS_LIMIT:
         raise RemoteViolation(f"{len(message.streams)} streams held, more than {2 * STREAMS_LIMIT}")
+    if len(message.companions) > COMPANIONS_LIMIT:
+        raise RemoteViolation(f"{len(message.companions)} companions, more than {COMPANIONS_LIMIT}")
     for introduced in (message.facts, message.settings):
         if introduced.ByteSize() > INTRODUCTION_LIMIT:
             raise RemoteViolation(f"an introduction is longer than {INTRODUCTION_LIMIT} bytes")
@@ -299,8 +334,16 @@ def _take_hello(message: schema.Hello) -> Hello:
             for state in message.streams
         ),
         peer_instance=message.peer_instance,
+        started=message.started,
+        companions=frozenset(_companion(instance) for instance in message.companions),
         protocol=message.protocol,
     )
+
+
+def _companion(instance: bytes) -> bytes:
+    if len(instance) != _INSTANCE_LENGTH:
+        raise RemoteViolation(f"a companion of {len(instance)} bytes, not {_INSTANCE_LENGTH}")
+    return instance
 
 
 def _offset(offset: int) -> int:

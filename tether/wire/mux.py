@@ -48,6 +48,7 @@ from tether.wire import frames
 from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
+    DutyTold,
     Event,
     Introduced,
     PeerLeaves,
@@ -62,10 +63,12 @@ from tether.wire.frames import (
     STREAMS_LIMIT,
     Credit,
     Data,
+    Duty,
     Finish,
     Frame,
     Goodbye,
     Hello,
+    OnDuty,
     Open,
     Ping,
     Pong,
@@ -116,6 +119,7 @@ class Mux:
         self._introduction: Hello | None = None  # to be sent
         self._introduced = False  # the peer's was received
         self._goodbye: Goodbye | None = None
+        self._duty: OnDuty | None = None
         self._answers: deque[Pong | Credit | Reset] = deque()
         self._pings: deque[Ping] = deque()
         self._credits: OrderedDict[int, None] = OrderedDict()
@@ -138,6 +142,7 @@ class Mux:
         self._introduction = None
         self._introduced = False
         self._goodbye = None
+        self._duty = None
         self._answers.clear()
         self._pings.clear()
         self._credits.clear()
@@ -173,7 +178,9 @@ class Mux:
         self._next_id += 2
         self._streams[stream.id] = stream
         self._own += 1
-        self._opens[stream.id] = None
+        if self._introduced:
+            # Else the peer's Hello decides: Opens that were lost go before this one.
+            self._opens[stream.id] = None
         self._joined_by_another()
         return stream.id
 
@@ -229,6 +236,13 @@ class Mux:
     def say_goodbye(self, reason: str, retry: bool) -> None:
         """Tell the peer that the link is going to close."""
         self._goodbye = Goodbye(reason, retry)
+
+    def tell_duty(self, duty: Duty) -> None:
+        """Tell the peer who takes new sessions, behind all that was opened before.
+
+        The newest word counts, and a new link must hear it anew.
+        """
+        self._duty = OnDuty(duty)
 
     def queued(self, stream_id: int) -> int:
         """How many bytes of this stream wait for the peer's credit or the link's turn."""
@@ -290,6 +304,10 @@ class Mux:
             batch.append(Open(stream.id, stream.ledger.limit, stream.request))
             stream.open_sent = True
             size += len(stream.request) + _FRAME_COST
+        if self._duty is not None and not self._opens:
+            # Behind what was opened before it was said.
+            batch.append(self._duty)
+            self._duty = None
         while self._resets and not self._opens and len(batch) < _CONTROL_FRAMES and size < _CONTROL_BYTES:
             stream = self._streams.get(self._resets.popitem(last=False)[0])
             if stream is not None and isinstance(stream.outbound.end, Reset):
@@ -358,6 +376,8 @@ class Mux:
                     events.append(PongArrived(frame.token))
                 case Goodbye():
                     events.append(PeerLeaves(frame.reason, frame.retry))
+                case OnDuty():
+                    events.append(DutyTold(frame.duty))
                 case Hello():
                     self._receive_hello(frame, events)
         return events

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from aranya.certs.authority import pair_of
 from aranya.certs.keys import KeyPair, PairUnusable
-from aranya.controller.devices.model import Certificate, Connected, Seen, Setback
+from aranya.controller.devices.model import Certificate, Connected, Seen, Setback, Standby
 from aranya.controller.devices.steps import Means, certificate_secret_name
 from aranya.controller.issuing import BackgroundIssuing, certificate_of
 from aranya.controller.leases import NodeLeases
@@ -165,6 +165,9 @@ class Gatherer:
             connected=Connected(connected.facts, connected.software, connected.address)
             if connected is not None
             else None,
+            standbys=tuple(
+                Standby(standby.software, standby.address) for standby in self._means.devices.standbys(key)
+            ),
             grace_until=self._grace_until(key),
             last_seen=self._memory.went.get(key) if connected is None else self._clock.seconds(),
             setback=self._setback(key),

@@ -89,6 +89,14 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
+class Standby:
+    """An agent of the device that is connected and not the active one."""
+
+    software: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What of the configuration the plan and the builders need."""
 
@@ -144,6 +152,7 @@ class Seen:
 
     #: The device: an absent one counts as it was shown last until ``grace_until``.
     connected: Connected | None = None
+    standbys: tuple[Standby, ...] = ()
     grace_until: float = 0.0
     last_seen: float | None = None
 
@@ -159,6 +168,8 @@ class Seen:
 class Undone(Enum):
     """Things to take down that cannot be seen, so it is remembered that they were."""
 
+    #: The link itself is seen, sessions that wait for a lost one to come back are not.
+    LINK = "link"
     JOINS = "joins"
     ENDPOINT = "endpoint"
     LEASE = "lease"

@@ -39,7 +39,8 @@ def plan(wish: Wish, seen: Seen, site: Site, now: float) -> Plan:
     waits: list[float] = []
     if not wish.finalizer:
         doing.append(steps.AddFinalizer())
-    if wish.banned and seen.connected is not None:
+    # Once the status tells of the ban nobody waits any more, and nobody is let in.
+    if wish.banned and _may_be_linked(seen, known_gone=status.tells_ban(wish)):
         doing.append(steps.Disconnect("this device is banned"))
     if seen.node is not None and not nodes.is_ours(seen.node, wish.key):
         waits.append(CONFLICT_SECONDS)
@@ -68,7 +69,7 @@ def plan(wish: Wish, seen: Seen, site: Site, now: float) -> Plan:
 def teardown(key: DeviceKey, wish: Wish | None, seen: Seen) -> Plan:
     """What to do for an EdgeDevice that is to go; ``wish`` is ``None`` if it went without us."""
     doing: list[steps.Step] = []
-    if seen.connected is not None:
+    if _may_be_linked(seen):
         doing.append(steps.Disconnect("the EdgeDevice was deleted", retry=False))
     if Undone.JOINS not in seen.done:
         doing.append(steps.ForgetJoins())
@@ -92,6 +93,11 @@ def served_pod(wish: Wish, pod: Object | None) -> ServedPod:
     live = pod if pod is not None and pods.is_ours(pod, wish.key) and not _is_leaving(pod) else None
     uid = _uid(live) if live is not None else ""
     return ServedPod(wish.key, uid, wish.containers, wish.forward, live)
+
+
+def _may_be_linked(seen: Seen, known_gone: bool = False) -> bool:
+    """Whether there is a link to end, or may be sessions that wait for one, which nobody sees."""
+    return seen.connected is not None or not (known_gone or Undone.LINK in seen.done)
 
 
 def _plan_certificate(

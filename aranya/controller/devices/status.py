@@ -29,6 +29,7 @@ CERTIFICATE_READY = "CertificateReady"
 CONFLICT = "Conflict"
 
 _MOST_PROBLEMS = 8
+_MOST_STANDBYS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ def is_online(wish: Wish, seen: Seen, now: float) -> bool:
     if seen.connected is not None:
         return True
     return now < seen.grace_until and holds(wish.status.get("conditions"), CONNECTED)
+
+
+def tells_ban(wish: Wish) -> bool:
+    """Whether the status says already that the device is banned."""
+    return _condition(wish.status.get("conditions"), CONNECTED).get("reason") == "Banned"
 
 
 def conflict_of(wish: Wish, seen: Seen) -> Condition:
@@ -72,8 +78,10 @@ def status_patch(wish: Wish, seen: Seen, site: Site, now: float) -> Object | Non
     """The merge patch for the EdgeDevice's status; ``None`` when it tells the truth already."""
     old = wish.status
     online = is_online(wish, seen, now)
+    standbys = _standbys(seen, old, online)
+    conditions = _conditions(wish, seen, online, len(standbys))
     wished: dict[str, Any] = {
-        "conditions": laid_over(old.get("conditions"), _conditions(wish, seen, online), now),
+        "conditions": laid_over(old.get("conditions"), conditions, now),
         "hostNode": site.host_node,
         "agent": _agent(seen, _mapping(old.get("agent"))),
     }
@@ -84,6 +92,10 @@ def status_patch(wish: Wish, seen: Seen, site: Site, now: float) -> Object | Non
         changes["agent"] = {**wished["agent"], "lastSeen": timestamp(seen.last_seen or now)}
     if not changes:
         return None
+    # Never a reason to write, but with the condition that tells their number: a server whose
+    # CRD is of a former version drops them, and would be told again and again.
+    if not says(old.get("standbys"), standbys[:_MOST_STANDBYS]):
+        changes["standbys"] = standbys[:_MOST_STANDBYS] or ""
     metadata = wish.source.get("metadata", {})
     guard = {field: metadata[field] for field in ("uid", "resourceVersion") if field in metadata}
     return {"metadata": guard, "status": without_blanks(changes)}
@@ -121,20 +133,23 @@ def _occasion(entry: Mapping[str, Any], old: Mapping[str, Any]) -> Occasion | No
     return None
 
 
-def _conditions(wish: Wish, seen: Seen, online: bool) -> Iterable[Condition]:
+def _conditions(wish: Wish, seen: Seen, online: bool, standbys: int) -> Iterable[Condition]:
     conflict = conflict_of(wish, seen)
-    yield _connected(wish, seen, online)
+    yield _connected(wish, seen, online, standbys)
     yield _node_ready(wish, seen, conflict)
     yield _certificate_ready(seen)
     yield conflict
 
 
-def _connected(wish: Wish, seen: Seen, online: bool) -> Condition:
+def _connected(wish: Wish, seen: Seen, online: bool, standbys: int) -> Condition:
     if wish.banned:
         text = "the device is banned; kubectl aranya unban lets it back"
         return Condition(CONNECTED, False, "Banned", text)
     if online:
-        return Condition(CONNECTED, True, "DeviceConnected", "the device is connected")
+        text = "the device is connected"
+        if standbys:
+            text += f"; {standbys} agent{' stands' if standbys == 1 else 's stand'} by"
+        return Condition(CONNECTED, True, "DeviceConnected", text)
     if seen.last_seen is None and not _mapping(wish.status.get("agent")).get("lastSeen"):
         text = "the device has never connected; kubectl aranya join prints what to type on it"
         return Condition(CONNECTED, False, "NeverConnected", text)
@@ -174,6 +189,19 @@ def _agent(seen: Seen, old: Mapping[str, Any]) -> dict[str, Any]:
         }
         agent |= {field: nodes.printable(text) for field, text in told.items()}
     return {field: text for field, text in agent.items() if text}
+
+
+def _standbys(seen: Seen, old: Mapping[str, Any], online: bool) -> list[dict[str, str]]:
+    """Those beside an active agent; within the grace those that were shown last."""
+    if not online:
+        return []
+    if seen.connected is None:
+        there = old.get("standbys")
+        told = [_mapping(entry) for entry in there] if isinstance(there, list) else []
+        found = [{field: str(entry.get(field) or "") for field in ("version", "address")} for entry in told]
+    else:
+        found = [{"version": one.software, "address": one.address} for one in seen.standbys]
+    return [{field: nodes.printable(text) for field, text in entry.items()} for entry in found]
 
 
 def _is_last_seen_due(seen: Seen, old: Mapping[str, Any], site: Site, online: bool, writing: bool) -> bool:

@@ -145,14 +145,14 @@ class PatchStatus:
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """End the device's link."""
+    """End the device's links, and the sessions that wait for a lost one."""
 
     reason: str
     retry: bool = True
 
     async def run(self, means: Means, subject: Subject, seen: Seen) -> Seen:
         means.devices.disconnect(subject.key, self.reason, self.retry)
-        return replace(seen, connected=None)
+        return replace(_done(seen, Undone.LINK), connected=None, standbys=())
 
 
 @dataclass(frozen=True, slots=True)

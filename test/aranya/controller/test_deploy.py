@@ -19,6 +19,8 @@ DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 BAD_SPECS: dict[str, dict[str, Any]] = {
     "connectivity.method": {"connectivity": {"method": "mqtt"}},
     "connectivity.keepaliveSeconds": {"connectivity": {"keepaliveSeconds": 1}},
+    "connectivity.graceSeconds": {"connectivity": {"graceSeconds": 3601}},
+    "connectivity.graceSeconds in body should be greater": {"connectivity": {"graceSeconds": -1}},
     "banned": {"banned": "yes"},
     "node.labels": {"node": {"labels": {"a": "not a value"}}},
     "node.taints[0].effect": {"node": {"taints": [{"key": "a", "effect": "Never"}]}},
@@ -42,7 +44,7 @@ apiVersion: aranya.arhat.dev/v1alpha1
 kind: EdgeDevice
 metadata: {name: every-field, namespace: edge}
 spec:
-  connectivity: {method: websocket}
+  connectivity: {method: websocket, keepaliveSeconds: 15, graceSeconds: 0}
   banned: false
   node:
     labels: {example.com/empty: ""}
@@ -60,6 +62,7 @@ status:
   hostNode: ""
   kubeletPort: 0
   agent: {version: "", os: "", arch: "", address: "", lastSeen: ""}
+  standbys: [{version: "", address: ""}]
 """
 
 

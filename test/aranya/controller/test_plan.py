@@ -153,6 +153,15 @@ class PlanTests(SynchronousTestCase):
         wished, seen = settled()
         banned = replace(wished, banned=True)
         self.assertEqual(["Disconnect"], names(banned, seen))
+        away = replace(seen, connected=None)
+        self.assertEqual(["Disconnect"], names(banned, away))
+        cut_off = replace(away, done=frozenset({Undone.LINK}))
+        self.assertEqual(["PatchNode", "PatchPod"], names(banned, cut_off))
+        told = replace(
+            wish({"conditions": [{"type": "Connected", "status": "False", "reason": "Banned"}]}), banned=True
+        )
+        self.assertEqual(["PatchNode", "PatchPod"], names(told, away))
+        self.assertEqual(["Disconnect"], names(told, seen)[:1])
 
     def test_former_port(self) -> None:
         """The endpoint gets the port it had, by the EdgeDevice's status or else the Node's."""
@@ -172,6 +181,8 @@ class TeardownTests(SynchronousTestCase):
         wished, seen = settled()
         first = [type(step).__name__ for step in teardown(KEY, wished, seen).steps]
         self.assertEqual("Disconnect", first[0])
+        away = replace(seen, connected=None)
+        self.assertIsInstance(teardown(KEY, wished, away).steps[0], steps.Disconnect)
         self.assertEqual(
             {"ForgetJoins", "StopEndpoint", "DeletePod", "DropLease", "DeleteNode", "DeleteSecret"},
             set(first[1:]),

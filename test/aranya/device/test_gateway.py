@@ -23,25 +23,27 @@ from aranya.device.gateway import (
 from aranya.device.joining import Welcome
 from aranya.device.registry import Registry
 from aranya.kube.objects import EDGEDEVICES
+from aranya.names import DeviceIdentity
 from test.aranya.device.cluster import KEY, NOW, URLS, ClusterCase
 from test.support.channels import RecordingReceiver
 from tether.errors import ResetCode
 from tether.join import Joined, JoinRefused, JoinRequest, pack_request, unpack_answer
 from tether.link.connection import HELLO_PATIENCE
 from tether.link.interfaces import Lane
-from tether.link.link import PeerIntroduction, Tether
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
 from tether.link.memory import MemoryTransport, Watch, Wire
 from tether.link.transport import MessageReceiver
 from tether.link.websocket import JOIN, TETHER, Refusal
 from tether.verbs.codec import decode_result
 from tether.verbs.requests import AskFacts, DeviceFacts, Failed, Issued, Logs, Renew, Request
+from tether.wire.frames import Duty
 from tether.wire.mux import Role
 
 
 class GatewayCase(ClusterCase):
     """A gateway that nobody listens for, and a device that has joined."""
 
-    grace = 0.0
+    grace = 0
 
     def setUp(self) -> None:
         super().setUp()
@@ -58,8 +60,8 @@ class GatewayCase(ClusterCase):
             self.joins,
             self.registry,
             lambda: welcome,
-            lambda key: device_settings(key, self.lookup(key), welcome),
-            LinkTerms("aranya/1", b"c" * 16, grace=self.grace),
+            lambda key: device_settings(key, self.lookup(key), welcome, self.grace),
+            LinkTerms("aranya/1", b"c" * 16),
             self.clock,
         )
         token, self.key = self.token(), new_key()
@@ -73,15 +75,27 @@ class GatewayCase(ClusterCase):
         transport.certificate = certificate
         return transport
 
-    def agent(self, instance: bytes = b"a" * 16, boot: str = "boot") -> tuple[Tether, Watch]:
+    def agent(
+        self,
+        instance: bytes = b"a" * 16,
+        boot: str = "boot",
+        *,
+        started: int = 1,
+        companions: frozenset[bytes] = frozenset(),
+        capabilities: frozenset[str] = frozenset({RESUME, TAKEOVER}),
+    ) -> tuple[Tether, Watch]:
         """A device's end of a link."""
         watch = Watch()
         introduction = PeerIntroduction(
-            "arhat/1", instance=instance, host_boot_id=boot, facts=DeviceFacts(os="linux")
+            "arhat/1",
+            capabilities,
+            instance,
+            boot,
+            DeviceFacts(os="linux"),
+            started=started,
+            companions=companions,
         )
-        return Tether(
-            Role.AGENT, self.clock, introduction, Silent(), watch, grace=self.grace, keepalive=900
-        ), watch
+        return Tether(Role.AGENT, self.clock, introduction, Silent(), watch), watch
 
     def connect(self, agent: Tether, certificate: x509.Certificate | None = None) -> Wire:
         """Connect, and let both talk."""
@@ -274,24 +288,27 @@ class LinkTests(GatewayCase):
         """While a renewal is under way another is refused, and after it none is."""
         recording: Deferred[None] = Deferred()
 
-        async def renew(*_: object) -> bytes:
+        renew_now = self.joins.renew
+
+        async def renew(identity: DeviceIdentity, present_key: str, request: bytes) -> bytes:
             await recording
-            return b"PEM"
+            return await renew_now(identity, present_key, request)
 
         self.patch(self.joins, "renew", renew)
         agent, _ = self.agent()
         wire = self.connect(agent)
+        request = signing_request(new_key(), "x")
         first, second, third = RecordingReceiver(), RecordingReceiver(), RecordingReceiver()
-        agent.open(Renew(b"x"), first).finish()
-        agent.open(Renew(b"x"), second).finish()
+        agent.open(Renew(request), first).finish()
+        agent.open(Renew(request), second).finish()
         flush(wire)
         assert second.reason is not None
         self.assertEqual(second.reason.code, ResetCode.LIMIT)
         recording.callback(None)
-        agent.open(Renew(b"x"), third).finish()
+        agent.open(Renew(request), third).finish()
         flush(wire)
         for answered in (first, third):
-            self.assertEqual(decode_result(answered.lane(Lane.RESULT)), Issued(b"PEM"))
+            self.assertIsInstance(decode_result(answered.lane(Lane.RESULT)), Issued)
 
     def test_nothing_else(self) -> None:
         """A device can ask the controller for nothing but renewal."""
@@ -308,7 +325,7 @@ class LinkTests(GatewayCase):
 class GraceTests(GatewayCase):
     """With a grace, sessions outlive a connection."""
 
-    grace = 60.0
+    grace = 60
 
     def open(self) -> tuple[Tether, Wire, RecordingReceiver]:
         """A device with a session on it."""
@@ -331,20 +348,124 @@ class GraceTests(GatewayCase):
         self.assertIsNone(receiver.reason)
 
     def test_another_process(self) -> None:
-        """Another process of the device ends the sessions of the former one at once."""
+        """A restarted agent ends the sessions of its former process at once."""
         _, wire, receiver = self.open()
         wire.cut()
         self.connect(self.agent(b"b" * 16)[0])
         assert receiver.reason is not None
         self.assertEqual(receiver.reason.code, ResetCode.LOST)
+        self.assertIn("restarted", receiver.reason.text)
 
-    def test_too_late(self) -> None:
-        """After the grace the sessions are over."""
-        _, wire, receiver = self.open()
+    def test_a_living_companion(self) -> None:
+        """Another agent that knows the former one to live leaves its sessions to wait for it."""
+        agent, wire, receiver = self.open()
         wire.cut()
+        self.connect(self.agent(b"b" * 16, started=2, companions=frozenset({b"a" * 16}))[0])
+        self.assertIsNone(receiver.reason)
+        self.connect(agent)
+        self.assertIsNone(receiver.reason)
         self.clock.advance(61)
+        self.assertIsNone(receiver.reason)
+
+    def test_another_key(self) -> None:
+        """Whoever has the same instance but another key gets none of its sessions."""
+        agent, wire, receiver = self.open()
+        wire.cut()
+        token, key = self.token("n2"), new_key()
+        chain = self.done(self.joins.redeem(KEY, token.secret, signing_request(key, "x"), "a"))
+        self.connect(agent, x509.load_pem_x509_certificate(chain))
         assert receiver.reason is not None
         self.assertEqual(receiver.reason.code, ResetCode.LOST)
+
+    def test_renewed_key(self) -> None:
+        """A key that was certified over the link counts as the one before it: the sessions go on."""
+        agent, wire, receiver = self.open()
+        answers, key = RecordingReceiver(), new_key()
+        agent.open(Renew(signing_request(key, "x")), answers).finish()
+        flush(wire)
+        answer = decode_result(answers.lane(Lane.RESULT))
+        assert isinstance(answer, Issued)
+        wire.cut()
+        self.connect(agent, x509.load_pem_x509_certificate(answer.certificate))
+        self.assertIsNone(receiver.reason)
+        self.assertIsNotNone(self.registry.get(KEY))
+
+    def test_banned_meanwhile(self) -> None:
+        """Who is banned while its link is down loses the sessions that wait."""
+        _, wire, receiver = self.open()
+        wire.cut()
+        self.registry.disconnect(KEY, "banned", retry=False)
+        assert receiver.reason is not None
+        self.assertEqual((receiver.reason.code, receiver.reason.text), (ResetCode.LOST, "banned"))
+
+    def test_too_late(self) -> None:
+        """After the grace the sessions are over, and nothing is kept of the process."""
+        agent, wire, receiver = self.open()
+        wire.cut()
+        self.clock.advance(59)
+        self.assertIsNone(receiver.reason)
+        self.clock.advance(1)
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.code, ResetCode.LOST)
+        self.assertEqual(self.gateway.processes, 0)
+        self.connect(agent)
+        self.assertIsNotNone(self.registry.get(KEY))
+
+    def test_grace_of_the_edge_device(self) -> None:
+        """An EdgeDevice may set its own grace, within bounds; 0 is none."""
+        self.change({"spec": {"connectivity": {"graceSeconds": 7}}})
+        _, wire, receiver = self.open()
+        wire.cut()
+        self.clock.advance(7)
+        self.assertIsNotNone(receiver.reason)
+        welcome = Welcome(URLS, b"")
+        for told, wanted in ((0, 0), (3600, 3600), (3601, 60), (-1, 60), ("x", 60), (True, 60), (None, 60)):
+            device = {"spec": {"connectivity": {"graceSeconds": told}}}
+            self.assertEqual(device_settings(KEY, device, welcome, 60).grace_seconds, wanted)
+
+    def test_an_agent_of_a_former_version(self) -> None:
+        """An agent that does not resume is not waited for."""
+        agent, _ = self.agent(capabilities=frozenset())
+        wire = self.connect(agent)
+        receiver = RecordingReceiver()
+        device = self.registry.get(KEY)
+        assert device is not None
+        device.open(Logs(), receiver)
+        flush(wire)
+        wire.cut()
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.code, ResetCode.LOST)
+
+    def test_two_agents(self) -> None:
+        """The second stands by; when the first goes, or drains, it is active in the same turn."""
+        first, first_watch = self.agent(started=1)
+        first_wire = self.connect(first)
+        second, second_watch = self.agent(b"b" * 16, started=2, companions=frozenset({b"a" * 16}))
+        second_wire = self.connect(second)
+        self.assertEqual((first_watch.duties, second_watch.duties), ([Duty.ACTIVE], [Duty.STANDBY]))
+        self.assertEqual(len(self.registry.standbys(KEY)), 1)
+        first.tell_duty(Duty.DRAINING)
+        flush(first_wire)
+        flush(second_wire)
+        self.assertEqual(second_watch.duties, [Duty.STANDBY, Duty.ACTIVE])
+        receiver = RecordingReceiver()
+        device = self.registry.get(KEY)
+        assert device is not None
+        device.open(Logs(), receiver)
+        first_wire.cut()
+        self.clock.advance(61)
+        self.assertIsNone(receiver.reason)
+        self.assertEqual(self.registry.standbys(KEY), [])
+        self.assertEqual(self.gateway.processes, 1)
+
+    def test_close(self) -> None:
+        """A gateway that closes ends the sessions that wait, too."""
+        _, wire, receiver = self.open()
+        wire.cut()
+        self.done(self.gateway.close("the controller is stopping"))
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.text, "the controller is stopping")
+        self.assertEqual(self.gateway.processes, 0)
 
 
 class JoinTests(GatewayCase):

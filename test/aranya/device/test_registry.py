@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import permutations
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -9,15 +12,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.device.device import LinkedDevice
 from aranya.device.facts import allowed_labels, reaches, sanitised
-from aranya.device.registry import PROOF_OF_LIFE, Cloned, Registry
+from aranya.device.registry import PROOF_OF_DEATH, PROOF_OF_LIFE, Cloned, Registry
 from aranya.names import DeviceIdentity, DeviceKey
+from test.support.channels import RecordingReceiver
 from tether.errors import Reason, ResetCode
 from tether.link.interfaces import Receiver
-from tether.link.link import PeerIntroduction
+from tether.link.link import RESUME, TAKEOVER, PeerIntroduction
 from tether.link.memory import MemoryPair, Watch, joined
 from tether.verbs.requests import AskFacts, DeviceFacts, ForwardRule, Request
+from tether.wire.frames import Duty
 
 KEY = DeviceKey("edge", "pump")
+BOTH = frozenset({RESUME, TAKEOVER})
 LOOPBACK = (ForwardRule("127.0.0.0/8", 1, 65535), ForwardRule("::1/128", 1, 65535))
 
 
@@ -61,7 +67,15 @@ class RegistryTests(SynchronousTestCase):
         self.registry.subscribe(self.heard.append)
 
     def device(
-        self, instance: bytes = b"a" * 16, boot: str = "boot", key_hash: str = "k", uid: str = "u"
+        self,
+        instance: bytes = b"a" * 16,
+        boot: str = "boot",
+        key_hash: str = "k",
+        uid: str = "u",
+        *,
+        started: int = 0,
+        companions: Iterable[bytes] = (),
+        capabilities: frozenset[str] = BOTH,
     ) -> tuple[LinkedDevice, MemoryPair, Watch]:
         """A device over a link of its own."""
         watch = Watch()
@@ -69,7 +83,15 @@ class RegistryTests(SynchronousTestCase):
             self.clock,
             Refusing(),
             Refusing(),
-            agent=PeerIntroduction("arhat/1", instance=instance, host_boot_id=boot, facts=DeviceFacts()),
+            agent=PeerIntroduction(
+                "arhat/1",
+                capabilities,
+                instance,
+                boot,
+                DeviceFacts(),
+                started=started,
+                companions=frozenset(companions),
+            ),
             agent_watcher=watch,
             keepalive=1000,
         )
@@ -126,15 +148,130 @@ class RegistryTests(SynchronousTestCase):
         self.assertIs(self.registry.get(KEY), new)
         self.assertFalse(old_pair.controller.is_up)
 
-    def test_same_host(self) -> None:
-        """Another process of the same host takes over, and the older is told not to hurry back."""
-        old, old_pair, watch = self.device()
-        new, _, _ = self.device(instance=b"b" * 16)
+    def test_the_eldest_is_active(self) -> None:
+        """Whoever of one host began first is active, in whatever order they come; the others stand by."""
+        names = [b"a" * 16, b"b" * 16, b"c" * 16]
+        for order in permutations(range(3)):
+            self.registry.disconnect(KEY, "again")
+            here = {
+                number: self.device(names[number], started=number + 1, companions=names)[0]
+                for number in order
+            }
+            for number in order:
+                self.registry.arrived(here[number])
+            self.assertIs(self.registry.get(KEY), here[0])
+            self.assertEqual(self.registry.standbys(KEY), [here[1], here[2]])
+
+    def test_takeover(self) -> None:
+        """When the active agent goes the next is active at once; back again, it is the active one again."""
+        names = [b"a" * 16, b"b" * 16]
+        old, old_pair, old_watch = self.device(names[0], started=1, companions=names)
+        new, new_pair, new_watch = self.device(names[1], started=2, companions=names)
         self.registry.arrived(old)
         self.registry.arrived(new)
+        self.assertEqual(len(self.heard), 2)
+        self.registry.left(old, "lost")
         self.assertIs(self.registry.get(KEY), new)
+        self.assertEqual(self.registry.standbys(KEY), [])
+        self.registry.arrived(old)
+        self.assertIs(self.registry.get(KEY), old)
         old_pair.flush()
-        self.assertEqual([retry for _, retry in watch.downs], [False])
+        new_pair.flush()
+        self.assertEqual(old_watch.duties, [Duty.ACTIVE, Duty.ACTIVE])  # told anew after each Hello
+        self.assertEqual(new_watch.duties, [Duty.STANDBY, Duty.ACTIVE, Duty.STANDBY])
+        self.registry.drains(old)
+        self.registry.drains(old)
+        self.assertIs(self.registry.get(KEY), new)
+        self.assertEqual(self.registry.standbys(KEY), [])
+        new_pair.flush()
+        self.assertEqual(new_watch.duties[3:], [Duty.ACTIVE])
+        self.assertEqual(len(self.heard), 5)
+
+    def test_all_drain(self) -> None:
+        """If nobody else is there, a draining agent is: it refuses and says why."""
+        only, _, _ = self.device()
+        self.registry.arrived(only)
+        self.registry.drains(only)
+        self.assertIs(self.registry.get(KEY), only)
+
+    def test_restarted(self) -> None:
+        """A newcomer that does not know the process before it to live proves it dead, within a second."""
+        old, old_pair, _ = self.device()
+        new, _, _ = self.device(b"b" * 16, started=2)
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.clock.advance(PROOF_OF_DEATH)
+        self.assertFalse(old_pair.controller.is_up)
+        self.assertIs(self.registry.get(KEY), new)
+        self.assertEqual(self.registry.standbys(KEY), [])
+        self.assertLess(PROOF_OF_DEATH, 1)
+
+    def test_restarted_after_its_link(self) -> None:
+        """If its connection is gone already, there is nothing to ask: its sessions end at once."""
+        old, old_pair, _ = self.device()
+        receiver = RecordingReceiver()
+        old_pair.controller.open(AskFacts(), receiver)
+        self.registry.arrived(old)
+        self.registry.left(old, "lost")
+        self.registry.arrived(self.device(b"b" * 16, started=2)[0])
+        assert receiver.reason is not None
+        self.assertIn("restarted", receiver.reason.text)
+
+    def test_two_folders(self) -> None:
+        """An agent that lives in spite of what the newcomer says stays, and is the active one."""
+        old, old_pair, _ = self.device(started=1)
+        new, _, _ = self.device(b"b" * 16, started=2)
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        old_pair.flush()
+        self.clock.advance(60)
+        self.assertIs(self.registry.get(KEY), old)
+        self.assertEqual(self.registry.standbys(KEY), [new])
+
+    def test_former_version(self) -> None:
+        """One that does not tell its companions proves nothing: the former process has longer to answer."""
+        old, _, _ = self.device()
+        new, _, _ = self.device(b"b" * 16, capabilities=frozenset())
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.clock.advance(PROOF_OF_DEATH)
+        self.assertIs(self.registry.get(KEY), old)
+        self.clock.advance(PROOF_OF_LIFE)
+        self.assertIs(self.registry.get(KEY), new)
+
+    def test_back_while_in_doubt(self) -> None:
+        """Who comes back on another connection while it is in doubt lives."""
+        old, _, _ = self.device(started=1)
+        self.registry.arrived(old)
+        self.registry.arrived(self.device(b"b" * 16, started=2)[0])
+        again, _, _ = self.device(started=1, companions=[b"b" * 16])
+        self.registry.arrived(again)
+        self.clock.advance(60)
+        self.assertIs(self.registry.get(KEY), again)
+
+    def test_over(self) -> None:
+        """A process whose sessions are over is forgotten, unless it is back by then."""
+        first, _, _ = self.device()
+        self.registry.arrived(first)
+        self.registry.left(first, "lost")
+        self.registry.over(first)
+        self.assertEqual(self.registry.keys(), [])
+        again, _, _ = self.device()
+        self.registry.arrived(again)
+        self.registry.over(first)
+        self.assertIs(self.registry.get(KEY), again)
+
+    def test_rebooted_after_its_link(self) -> None:
+        """A host that rebooted while its link was down finds the place free, and ends what was before."""
+        old, old_pair, _ = self.device()
+        receiver = RecordingReceiver()
+        old_pair.controller.open(AskFacts(), receiver)
+        self.registry.arrived(old)
+        self.registry.left(old, "lost")
+        new, _, _ = self.device(b"b" * 16, "other")
+        self.registry.arrived(new)
+        self.assertIs(self.registry.get(KEY), new)
+        self.assertIsNotNone(receiver.reason)
 
     def test_the_old_one_leaves_late(self) -> None:
         """The end of a link that was taken over does not end the new one."""

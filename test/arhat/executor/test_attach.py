@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 
 from twisted.internet import reactor
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from arhat.executor.attach import BACKLOG, DETACH_PATIENCE, DROPPED, RESPAWNED, SharedShell
@@ -108,6 +110,33 @@ class SharedShellTests(TestCase):
         self.assertNotIn(b"set1", again.lane(Lane.MAIN))
         await self.say(again, types, b'echo "<$word>"', b"<>")
 
+    async def test_killed(self) -> None:
+        """A shell that was killed is like one that exited: all end, and whoever comes later is told."""
+        one, types = self.attach()
+        two, _ = self.attach()
+        types.data_received(Lane.MAIN, b"kill -KILL $$\n")
+        await one.ended
+        await two.ended
+        self.assertEqual((one.result, two.result), (Succeeded(), Succeeded()))
+        again, types = self.attach()
+        await self.say(again, types, b"echo new$((1))", b"new1")
+        later, _ = self.attach()
+        for channel in (again, later):
+            self.assertTrue(channel.lane(Lane.MAIN).startswith(RESPAWNED))
+
+    async def test_exited_while_nobody_was_here(self) -> None:
+        """A shell that ends with nobody attached is replaced at the next attach, which says so."""
+        channel, types = self.attach()
+        await self.say(channel, types, b'echo "<$$>"', b">\r\n")
+        pid = int(channel.lane(Lane.MAIN).rpartition(b"<")[2].partition(b">")[0])
+        types.reset(LOST)
+        types.closed()
+        os.kill(pid, signal.SIGKILL)
+        await gone(reactor, pid)
+        await pause(reactor, 0.01)
+        again, _ = self.attach()
+        self.assertTrue(again.lane(Lane.MAIN).startswith(RESPAWNED))
+
     async def test_detach(self) -> None:
         """Ctrl-P Ctrl-Q detaches with success; the shell lives on."""
         channel, types = self.attach()
@@ -178,6 +207,13 @@ class SharedShellTests(TestCase):
         await self.say(one, one_types, b'echo "<$(stty size)>"', b"<30 90>")
         two_types.closed()
         await self.say(one, one_types, b'echo "[$(stty size)]"', b"[40 120]")
+
+    async def test_size_of_who_comes_first(self) -> None:
+        """The first window counts from the start, unless who is there has no terminal."""
+        one, types = self.attach(tty=False, size=Size(10, 10))
+        await self.say(one, types, b'echo "<$(stty size)>"', b"<24 80>")
+        self.attach(size=Size(100, 30))
+        await self.say(one, types, b'echo "[$(stty size)]"', b"[30 100]")
 
     async def test_slow_one_does_not_stall_others(self) -> None:
         """One who reads nothing loses a bounded backlog and is told; the other sees all."""
@@ -250,5 +286,8 @@ class SharedShellTests(TestCase):
         channel, types = self.attach()
         await self.say(channel, types, b'echo "<$$>"', b">\r\n")
         pid = int(channel.lane(Lane.MAIN).rpartition(b"<")[2].partition(b">")[0])
-        self.shell.stop()
-        await gone(reactor, pid)
+        with capturedLogs() as events:
+            self.shell.stop()
+            await gone(reactor, pid)
+            await self.hangups.idle()
+        self.assertEqual([event["pid"] for event in events if "fate" in event], [pid])

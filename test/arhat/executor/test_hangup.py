@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from arhat.executor.hangup import Hangups, Leader, ignores_hangup
@@ -18,6 +19,11 @@ class HangupsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.hangups = Hangups(self.clock, 5)
+        self.events = self.enterContext(capturedLogs())
+
+    def told(self) -> list[tuple[object, int, str]]:
+        """Of which session, which process, what came of it: as the log tells."""
+        return [(event.get("stream"), event["pid"], event["fate"]) for event in self.events]
 
     def sleeper(self, before: str = "") -> subprocess.Popen[bytes]:
         script = f"{before} echo up; while :; do sleep 0.05; done"
@@ -32,7 +38,7 @@ class HangupsTests(SynchronousTestCase):
     def test_obedient(self) -> None:
         """A process that goes at once is not waited for any longer."""
         process = self.sleeper()
-        leader = Leader(process.pid)
+        leader = Leader(process.pid, 4)
         self.hangups.hang_up(leader)
         idle = self.hangups.idle()
         self.assertNoResult(idle)
@@ -40,18 +46,21 @@ class HangupsTests(SynchronousTestCase):
         self.hangups.reaped(leader)
         self.successResultOf(idle)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.told(), [(4, process.pid, "ended after SIGHUP")])
 
     def test_stubborn(self) -> None:
         """A process that only catches SIGHUP is killed when the grace is over, not before."""
         process = self.sleeper("trap : HUP;")
-        leader = Leader(process.pid)
+        leader = Leader(process.pid, 4)
         self.hangups.hang_up(leader)
         idle = self.hangups.idle()
         self.clock.advance(4.9)
         self.assertIsNone(process.poll())
-        self.clock.advance(0.2)
+        self.clock.advance(0.1)
         self.assertEqual(process.wait(5), -signal.SIGKILL)
         self.successResultOf(idle)
+        self.hangups.reaped(leader)
+        self.assertEqual(self.told(), [(4, process.pid, "killed after 5 s")])
 
     def test_hurry(self) -> None:
         """An agent that stops gives less grace, also to who was told to go before; never more."""
@@ -83,6 +92,53 @@ class HangupsTests(SynchronousTestCase):
         self.successResultOf(self.hangups.idle())
         self.clock.advance(6)
         self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.1)
+        self.assertEqual(self.told(), [(None, process.pid, "ignores SIGHUP and was left running")])
+
+    def test_changes_its_mind(self) -> None:
+        """A process that begins to ignore SIGHUP when it hears one is let be when the grace is over."""
+        process = self.sleeper("trap 'trap \"\" HUP; echo stays' HUP;")
+        self.hangups.hang_up(Leader(process.pid, 4))
+        assert process.stdout is not None
+        self.assertEqual(process.stdout.readline(), b"stays\n")
+        self.clock.advance(5)
+        self.successResultOf(self.hangups.idle())
+        self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.1)
+        self.assertEqual(self.told(), [(4, process.pid, "ignores SIGHUP and was left running")])
+
+    def test_not_waited_for_yet(self) -> None:
+        """A process that ended within the grace is not told as killed, though nobody waited for it yet."""
+        process = self.sleeper()
+        leader = Leader(process.pid, 4)
+        self.hangups.hang_up(leader)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        self.clock.advance(5)
+        self.hangups.reaped(leader)
+        self.assertEqual(self.told(), [(4, process.pid, "ended after SIGHUP")])
+
+    def test_foreign(self) -> None:
+        """A process that may not be signalled any more is let be, at either signal."""
+        ours, theirs = self.sleeper("trap : HUP;"), self.sleeper()
+        self.hangups.hang_up(Leader(ours.pid, 4))
+
+        def refuse(pid: int, number: int) -> None:
+            raise PermissionError()
+
+        self.patch(os, "kill", refuse)
+        self.patch(os, "killpg", refuse)
+        self.hangups.hang_up(Leader(theirs.pid, 6))
+        self.clock.advance(5)
+        self.successResultOf(self.hangups.idle())
+        fate = "belongs to another user by now and was left running"
+        self.assertEqual(self.told(), [(6, theirs.pid, fate), (4, ours.pid, fate)])
+
+    def test_shared_shell(self) -> None:
+        """The shared shell belongs to no session, and is told by its name."""
+        process = self.sleeper()
+        leader = Leader(process.pid)
+        self.hangups.hang_up(leader)
+        self.hangups.reaped(leader)
+        [event] = self.events
+        self.assertEqual(formatEvent(event), f"the shared shell: process {process.pid} ended after SIGHUP")
 
     def test_finished(self) -> None:
         """A leader that has ended is not signalled, nor is what it left."""
@@ -99,6 +155,7 @@ class HangupsTests(SynchronousTestCase):
         self.hangups.hang_up(leader)
         self.clock.advance(6)
         os.kill(left, 0)
+        self.assertEqual(self.told(), [(None, process.pid, "had ended")])
 
     def test_nobody(self) -> None:
         """With nobody to wait for, idle fires at once, and it may be cancelled."""

@@ -9,6 +9,7 @@ from functools import partial
 
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from arhat.executor import process
@@ -289,11 +290,14 @@ class EndTests(ProcessCase):
         channel, receiver = self.start("sh", "-c", "sleep 60 & echo $$ $!; wait")
         await channel.until(b"\n")
         leader, child = map(int, channel.lane(Lane.MAIN).split())
-        receiver.reset(LOST)
-        receiver.closed()
-        await gone(reactor, leader)
-        await gone(reactor, child)
-        await self.hangups.idle()
+        with capturedLogs() as events:
+            receiver.reset(LOST)
+            receiver.closed()
+            await gone(reactor, leader)
+            await gone(reactor, child)
+            await self.hangups.idle()
+        told = [(event["stream"], event["pid"]) for event in events if "fate" in event]
+        self.assertEqual(told, [(channel.stream, leader)])
 
     async def test_stubborn(self) -> None:
         """A leader that only catches SIGHUP is killed after the grace."""

@@ -6,6 +6,7 @@ import os
 import signal
 
 from twisted.internet import reactor
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from arhat.executor.execution import Execution
@@ -193,10 +194,14 @@ class HangUpTests(TerminalCase):
         channel, receiver = self.start("sleep 60 & echo $$ $!; wait")
         await channel.until(b"\n")
         leader, child = map(int, channel.lane(Lane.MAIN).split())
-        receiver.reset(LOST)
-        receiver.closed()
-        await gone(reactor, leader)
-        await gone(reactor, child)
+        with capturedLogs() as events:
+            receiver.reset(LOST)
+            receiver.closed()
+            await gone(reactor, leader)
+            await gone(reactor, child)
+            await self.hangups.idle()
+        told = [(event["stream"], event["pid"]) for event in events if "fate" in event]
+        self.assertEqual(told, [(channel.stream, leader)])
 
     async def test_stubborn(self) -> None:
         """A command that only catches SIGHUP is killed after the grace."""

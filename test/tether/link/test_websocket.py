@@ -41,7 +41,7 @@ from tether.link.link import PeerIntroduction, Tether
 from tether.link.transport import MessageReceiver, MessageTransport
 from tether.link.websocket import JOIN, TETHER, ClientFactory, Refusal, ServerFactory, nvx_available
 from tether.verbs.requests import AskFacts, Request
-from tether.wire.frames import MESSAGE_LIMIT
+from tether.wire.frames import MESSAGE_LIMIT, Duty
 from tether.wire.mux import Role
 
 
@@ -390,6 +390,12 @@ class Watching:
 
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
         self.down.callback(reason)
+
+    def link_over(self, link: Link) -> None:
+        pass
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        pass
 
 
 @implementer(IPushProducer)

@@ -1,0 +1,113 @@
+"""Which other agents live beside this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from arhat.companions import Companions
+from tether.wire.frames import COMPANIONS_LIMIT
+
+ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
+
+#: Lives until it is killed, and leaves a child that was given every descriptor it could be given.
+_AGENT = """
+import subprocess, sys
+from pathlib import Path
+from arhat.companions import Companions
+companions = Companions(Path(sys.argv[1]), b"2" * 16)
+child = subprocess.Popen(["cat"], stdin=sys.stdin, close_fds=False)
+print("up", flush=True)
+child.wait()
+"""
+
+
+class CompanionsTests(SynchronousTestCase):
+    """One state folder, several agents."""
+
+    def setUp(self) -> None:
+        self.state = Path(self.mktemp()).absolute()
+        self.state.mkdir()
+        self.folder = self.state / "agents"
+
+    def agent(self, instance: bytes) -> Companions:
+        """One that leaves with the test at the latest."""
+        companions = Companions(self.state, instance)
+        self.addCleanup(companions.leave)
+        return companions
+
+    def test_alone(self) -> None:
+        """An agent is not a companion of its own."""
+        self.assertEqual(self.agent(ONE).living(), frozenset())
+
+    def test_see_each_other(self) -> None:
+        """Each sees the others, whoever came first, and no longer when they left."""
+        one, two, three = self.agent(ONE), self.agent(TWO), self.agent(THREE)
+        self.assertEqual(one.living(), {TWO, THREE})
+        self.assertEqual(three.living(), {ONE, TWO})
+        two.leave()
+        self.assertEqual(one.living(), {THREE})
+        self.assertEqual(two.living(), frozenset())
+
+    def test_killed(self) -> None:
+        """A killed agent is not seen any more, its file is removed, and its children do not hold it."""
+        one = self.agent(ONE)
+        two = subprocess.Popen(
+            [sys.executable, "-c", _AGENT, str(self.state)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        assert two.stdin is not None and two.stdout is not None
+        # Its child ends with this.
+        self.addCleanup(two.stdin.close)
+        self.addCleanup(two.stdout.close)
+        self.assertEqual(two.stdout.readline(), b"up\n")
+        self.assertEqual(one.living(), {TWO})
+        two.kill()
+        two.wait()
+        self.assertEqual(one.living(), frozenset())
+        self.assertEqual(os.listdir(self.folder), [ONE.hex()])
+
+    def test_only_for_the_owner(self) -> None:
+        """Folder and files are the agent's own, and the file's name is the instance."""
+        self.agent(ONE)
+        self.assertEqual(self.folder.stat().st_mode & 0o777, 0o700)
+        self.assertEqual((self.folder / ONE.hex()).stat().st_mode & 0o777, 0o600)
+
+    def test_other_files(self) -> None:
+        """What is not named as an instance is neither a companion nor removed."""
+        one = self.agent(ONE)
+        for name in ("README", f"{TWO.hex()}.new", "2" * 31):
+            (self.folder / name).touch()
+        self.assertEqual(one.living(), frozenset())
+        self.assertEqual(len(os.listdir(self.folder)), 4)
+
+    def test_too_many(self) -> None:
+        """No more are named than can be told."""
+        for number in range(COMPANIONS_LIMIT + 2):
+            self.agent(b"%016d" % number)
+        self.assertEqual(len(self.agent(ONE).living()), COMPANIONS_LIMIT)
+
+    def test_unwritable(self) -> None:
+        """Where nothing can be kept one line says so, and the agent is alone."""
+        self.folder.touch()
+        with capturedLogs() as events:
+            one = self.agent(ONE)
+            self.assertEqual((one.living(), one.living()), (frozenset(), frozenset()))
+        [event] = events
+        self.assertEqual(event["folder"], self.folder)
+
+    def test_folder_gone(self) -> None:
+        """A folder that vanishes is one line too."""
+        one = self.agent(ONE)
+        (self.folder / ONE.hex()).unlink()
+        self.folder.rmdir()
+        with capturedLogs() as events:
+            self.assertEqual((one.living(), one.living()), (frozenset(), frozenset()))
+        self.assertEqual(len(events), 1)
