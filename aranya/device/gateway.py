@@ -37,7 +37,7 @@ from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
 from tether.errors import RemoteViolation
 from tether.join import Joined, JoinRefused, pack_answer, printable, unpack_request
-from tether.link.arrival import Arrival
+from tether.link.arrival import Arrival, Dismissal
 from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
 from tether.link.transport import GOING_AWAY, NORMAL, MessageReceiver, MessageTransport
 from tether.link.websocket import JOIN, Refusal, ServerFactory
@@ -49,6 +49,10 @@ from tether.wire.mux import Role
 JOIN_PATIENCE = 30.0
 JOINS_AT_ONCE = 64
 
+#: The most agents of one device that may be connected or waited for.
+PROCESSES_LIMIT = 8
+
+_TOO_MANY = Dismissal(f"{PROCESSES_LIMIT} agents of this device are connected or waited for already", True)
 _BUSY = "too many joins at once; try again in a minute"
 #: Seconds of silence after which a device is asked whether it is there, unless its EdgeDevice says otherwise.
 KEEPALIVE = 15
@@ -103,7 +107,7 @@ class Gateway:
         self._clock = clock
         self._listening: IListeningPort | None = None
         self._joining: set[_JoinConversation] = set()
-        self._links: dict[tuple[DeviceKey, bytes], DeviceLink] = {}
+        self._links: dict[DeviceKey, dict[bytes, DeviceLink]] = {}
         self._heirs = Heirs()
         self._closing = False
 
@@ -115,7 +119,7 @@ class Gateway:
     @property
     def processes(self) -> int:
         """How many agents are connected or waited for."""
-        return len(self._links)
+        return sum(len(links) for links in self._links.values())
 
     @property
     def address(self) -> object:
@@ -143,14 +147,17 @@ class Gateway:
     async def close(self, reason: str) -> None:
         """Close the door and end every link; devices are told to come back."""
         await self.stop_listening()
-        for link in list(self._links.values()):
+        for link in [link for links in self._links.values() for link in links.values()]:
             link.close(reason)
 
     def link_over(self, link: DeviceLink) -> None:
         """Nobody will come back for this link's sessions."""
-        place = link.admitted.identity.key, link.instance
-        if self._links.get(place) is link:
-            del self._links[place]
+        key = link.admitted.identity.key
+        links = self._links.get(key, {})
+        if links.get(link.instance) is link:
+            del links[link.instance]
+            if not links:
+                del self._links[key]
 
     def decide(self, sub_protocol: str, transport: MessageTransport) -> MessageReceiver | Refusal:
         """Who hears this connection, or why it is not let in."""
@@ -176,12 +183,15 @@ class Gateway:
         # The authority signs devices itself, so no chain is needed or believed.
         return verify_chain(leaf, (), self._authorities, moment(self._clock.seconds()))
 
-    def _tether_for(self, admitted: Admitted, instance: bytes) -> Tether:
+    def _tether_for(self, admitted: Admitted, instance: bytes) -> Tether | Dismissal:
         key = admitted.identity.key
-        link = self._links.get((key, instance))
+        links = self._links.get(key, {})
+        link = links.get(instance)
         if link is not None and link.continued_by(admitted):
             link.tether.introduce_as(self._introduction(key))
             return link.tether
+        if len(links) >= PROCESSES_LIMIT:
+            return _TOO_MANY
 
         def new_tether(device_link: DeviceLink) -> Tether:
             return Tether(Role.CONTROLLER, self._clock, self._introduction(key), device_link, device_link)
@@ -197,7 +207,7 @@ class Gateway:
             self,
         )
         # One of the same name, but another key, is the registry's to end, once this one said Hello.
-        self._links[key, instance] = link
+        self._links.setdefault(key, links)[instance] = link
         return link.tether
 
     def _introduction(self, key: DeviceKey) -> PeerIntroduction:

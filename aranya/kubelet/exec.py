@@ -82,7 +82,8 @@ def _host_only(visit: Visit, pod: ServedPod, verb: str, not_found: str) -> None:
 
 def _start(visit: Visit, device: Device, options: StreamOptions, request: Exec | Attach) -> None:
     def started(streams: ClientStreams) -> ClientEvents:
-        return Execution(device, request, streams)
+        # Another agent may have taken over while the client opened its streams.
+        return Execution(visit.devices.get(device.key) or device, request, streams)
 
     visit.served.streams.add(exec_streams(visit.request, options, visit.clock, started))
 

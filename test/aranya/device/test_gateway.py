@@ -16,6 +16,7 @@ from aranya.device.admission import Admission
 from aranya.device.gateway import (
     JOIN_PATIENCE,
     JOINS_AT_ONCE,
+    PROCESSES_LIMIT,
     Gateway,
     LinkTerms,
     device_settings,
@@ -457,6 +458,21 @@ class GraceTests(GatewayCase):
         self.assertIsNone(receiver.reason)
         self.assertEqual(self.registry.standbys(KEY), [])
         self.assertEqual(self.gateway.processes, 1)
+
+    def test_too_many_agents(self) -> None:
+        """A device cannot have the controller hold ever more agents of it."""
+        names = [bytes([number]) * 16 for number in range(PROCESSES_LIMIT + 1)]
+        watches = []
+        for number, name in enumerate(names):
+            agent, watch = self.agent(name, started=number, companions=frozenset(names))
+            wire = self.connect(agent)
+            watches.append(watch)
+            if number % 2:
+                wire.cut()
+        self.assertEqual(self.gateway.processes, PROCESSES_LIMIT)
+        self.assertIn("agents of this device", watches[-1].downs[-1][0])
+        self.clock.advance(60)
+        self.assertEqual(self.gateway.processes, PROCESSES_LIMIT // 2)
 
     def test_close(self) -> None:
         """A gateway that closes ends the sessions that wait, too."""

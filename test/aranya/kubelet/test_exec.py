@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.kubelet.exec import RUN_LIMIT, RUN_PATIENCE
 from test.support.clients import SPDY_UPGRADE, SpdyClient, WebSocketClient
+from test.support.device import ScriptedDevice
 from test.support.door import House
 from tether.errors import LinkLost, ResetCode
 from tether.link.interfaces import Lane
@@ -106,6 +107,14 @@ class ExecTests(SynchronousTestCase):
         self.assertEqual((client.received["stdout"], client.received["stderr"]), (b"o", b"e"))
         self.assertLessEqual({"stdout", "stderr", "error"}, client.ended)
         self.assertFalse(client.connection.wire.connected)
+
+    def test_taken_over_meanwhile(self) -> None:
+        """Who is active when the streams are there gets the session, not who was at the request."""
+        client = SpdyClient(self.house, EXEC)
+        former, later = self.house.device, ScriptedDevice()
+        self.house.devices.here[former.key] = later
+        client.open("error", "stdout", "stderr")
+        self.assertEqual((len(former.sessions), len(later.sessions)), (0, 1))
 
     def test_success(self) -> None:
         """A command that ends well is a success."""
