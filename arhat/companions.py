@@ -3,6 +3,9 @@
 An agent holds its file under a lock for as long as it lives, and the kernel lets go
 of the lock however the agent ends. So a file that can be locked is a dead one's, and
 whoever finds it removes it. Children do not inherit the lock, as the file is closed in them.
+
+The file is named by the agent's alias. A copy of the folder holds the key, and with the
+instance whoever has it could take up the agent's sessions.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from tether.wire.frames import COMPANIONS_LIMIT
+from tether.wire.frames import COMPANIONS_LIMIT, alias_of
 
 _FOLDER = "agents"
-#: An instance in hex; whatever else is there is nobody's.
+#: An alias in hex; whatever else is there is nobody's.
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -32,7 +35,8 @@ class Companions:
 
     def __init__(self, state: Path, instance: bytes) -> None:
         self._folder = state / _FOLDER
-        self._name = instance.hex()
+        self._alias = alias_of(instance)
+        self._name = self._alias.hex()
         self._file: int | None = None
         try:
             self._file = self._enter()
@@ -40,7 +44,7 @@ class Companions:
             self._unknown(error)
 
     def living(self) -> frozenset[bytes]:
-        """The instances of the others that live now, as many as can be told."""
+        """The aliases of the others that live now, as many as can be told."""
         if self._file is None:
             return frozenset()
         try:
@@ -52,6 +56,11 @@ class Companions:
         others = (name for name in sorted(names) if _NAME.fullmatch(name) and name != self._name)
         living = [bytes.fromhex(name) for name in others if self._is_held(name)]
         return frozenset(living[:COMPANIONS_LIMIT])
+
+    def all_living(self) -> frozenset[bytes]:
+        """The same and this one; empty where the others cannot be known."""
+        others = self.living()
+        return frozenset() if self._file is None else others | {self._alias}
 
     def leave(self) -> None:
         """Be known no longer, and know nobody."""

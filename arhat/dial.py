@@ -16,7 +16,7 @@ what is told must not lose a device for good. Another agent of this host may hav
 meanwhile, so what is kept is read again before each attempt.
 
 While sessions wait for the next link somebody sits before a terminal that stands still: until
-their grace is over the bound of the waiting is two seconds.
+their grace is over the bound of the waiting is one second.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tether.wire.mux import Role
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 15.0
 #: The bound while sessions wait for the next link.
-SESSIONS_WAIT = 2.0
+SESSIONS_WAIT = 1.0
 #: Who was refused comes again after this long, and up to twice as long.
 REFUSED_WAIT = 60.0
 #: A link that lived so long was a good one.
@@ -190,14 +190,19 @@ class Dial(Service):
     async def _keep_up(self) -> None:
         failures = 0
         while self.running:
+            outcome: _Outcome | None = None
             for url in self._identity.urls:
-                outcome = await self._attempt(url)
+                latest = await self._attempt(url)
+                if outcome is None or not outcome.refused or latest.life:
+                    # A refusal counts, whatever comes of the URLs behind it.
+                    outcome = latest
                 if outcome.life:
                     # It worked; after it ended the first URL is the best again.
                     break
             if not self.running:
                 # A connection that is given up half-way fails in ways of its own.
                 return
+            assert outcome is not None, "an identity has a URL"
             failures = failures_after(failures, outcome.life)
             longest = SESSIONS_WAIT if self._tether.waits else LONGEST_WAIT
             wait = seconds_to_wait(failures, outcome.refused, self._random, longest)
@@ -282,11 +287,11 @@ class Dial(Service):
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
         """The link is gone; the attempt it ran on hears of its connection's end, too."""
         self._farewell = (reason, retry)
-        # On no link there is nothing that could still arrive.
-        self._drain_was_heard()
 
     def link_over(self, link: Link) -> None:
         """The sessions have ended; whoever served them has heard."""
+        # Until now a request that was lost with the link could still come by the next one.
+        self._drain_was_heard()
 
     def duty_told(self, link: Link, duty: Duty) -> None:
         """Another agent of this host serves new sessions, or this one does, or was heard not to."""

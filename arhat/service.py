@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,16 @@ async def build(
     if not nvx_available():
         _log.warn("autobahn has no NVX here: the link will be slow (10 MB/s at most)")
 
+    instance = os.urandom(16)
+    # Who is the eldest of several agents is told by a clock that they share and nobody sets.
+    started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    companions = Companions(start.state, instance)
+
     def facts() -> DeviceFacts:
         return node.gather(start.config.allow, start.config.forward, start.config.labels)
+
+    def facts_when_asked() -> DeviceFacts:
+        return replace(facts(), agents=companions.all_living())
 
     agent = Agent(
         reactor,
@@ -95,14 +103,10 @@ async def build(
         start.account,
         {
             Logs: LogReading(reactor, start.account, start.config),
-            AskFacts: TellFacts(facts),
+            AskFacts: TellFacts(facts_when_asked),
         },
         builtins,
     )
-    instance = os.urandom(16)
-    # Who is the eldest of several agents is told by a clock that they share and nobody sets.
-    started = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    companions = Companions(start.state, instance)
 
     def introduce() -> PeerIntroduction:
         told = facts()

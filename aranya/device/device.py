@@ -8,6 +8,7 @@ from tether.join import printable
 from tether.link.interfaces import Channel, Link, Receiver
 from tether.link.link import TAKEOVER
 from tether.verbs.requests import DeviceFacts, Request
+from tether.wire.frames import alias_of
 
 
 class LinkedDevice:
@@ -22,6 +23,7 @@ class LinkedDevice:
         self._facts = sanitised(peer.facts or DeviceFacts())
         self._software = printable(peer.software, 64)
         self._instance = bytes(peer.instance)
+        self._alias = alias_of(self._instance)
         # Compared as it was said; a cleaned text could make two hosts look alike.
         self._host_boot_id = str(peer.host_boot_id)
         self._tells_companions = TAKEOVER in peer.capabilities
@@ -69,6 +71,11 @@ class LinkedDevice:
         return self._instance
 
     @property
+    def alias(self) -> bytes:
+        """What other agents of its host call this process."""
+        return self._alias
+
+    @property
     def host_boot_id(self) -> str:
         """Tells a second process of one host from a cloned device."""
         return self._host_boot_id
@@ -85,7 +92,7 @@ class LinkedDevice:
 
     @property
     def companions(self) -> frozenset[bytes]:
-        """Instances of the other agents that lived on its host when it connected."""
+        """Aliases of the other agents that lived on its host when it connected."""
         return self._companions
 
     def allows(self, verb: str) -> bool:

@@ -52,6 +52,7 @@ JOINS_AT_ONCE = 64
 #: The most agents of one device that may be connected or waited for.
 PROCESSES_LIMIT = 8
 
+_ELSEWHERE = Dismissal("a process of another host, or of another boot, has this instance", True)
 _TOO_MANY = Dismissal(f"{PROCESSES_LIMIT} agents of this device are connected or waited for already", True)
 _BUSY = "too many joins at once; try again in a minute"
 #: Seconds of silence after which a device is asked whether it is there, unless its EdgeDevice says otherwise.
@@ -174,7 +175,7 @@ class Gateway:
                 "connection from {peer} refused: {reason}", peer=transport.address, reason=str(refused)
             )
             return Refusal(403, str(refused))
-        return Arrival(self._clock, lambda said, _: self._tether_for(admitted, said.instance))
+        return Arrival(self._clock, lambda said, _: self._tether_for(admitted, said))
 
     def _verified(self, certificate: x509.Certificate | None) -> x509.Certificate:
         if certificate is None:
@@ -183,10 +184,13 @@ class Gateway:
         # The authority signs devices itself, so no chain is needed or believed.
         return verify_chain(leaf, (), self._authorities, moment(self._clock.seconds()))
 
-    def _tether_for(self, admitted: Admitted, instance: bytes) -> Tether | Dismissal:
-        key = admitted.identity.key
+    def _tether_for(self, admitted: Admitted, said: PeerIntroduction) -> Tether | Dismissal:
+        key, instance = admitted.identity.key, said.instance
         links = self._links.get(key, {})
         link = links.get(instance)
+        if link is not None and link.is_elsewhere(said):
+            # The state folder names the instances that live: who copied it holds the key, too.
+            return _ELSEWHERE
         if link is not None and link.continued_by(admitted):
             link.tether.introduce_as(self._introduction(key))
             return link.tether

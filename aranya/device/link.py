@@ -21,7 +21,7 @@ from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
 from tether.errors import Reason, ResetCode
 from tether.join import printable
-from tether.link.interfaces import Channel, Lane, Link, Receiver
+from tether.link.interfaces import Channel, Introduction, Lane, Link, Receiver
 from tether.link.link import Tether
 from tether.tasks import spawn
 from tether.verbs.codec import encode_result
@@ -94,6 +94,11 @@ class DeviceLink:
         self._renewing = False
         self.tether = new_tether(self)
 
+    def is_elsewhere(self, said: Introduction) -> bool:
+        """Whether another host than this link's says that it has its instance; no process outlives a boot."""
+        peer = self.tether.peer
+        return peer is not None and peer.host_boot_id != said.host_boot_id
+
     def continued_by(self, admitted: Admitted) -> bool:
         """Whether who comes with this link's instance holds its key, too; then it is taken up."""
         if not self._heirs.same_holder(self.admitted, admitted):
@@ -123,7 +128,7 @@ class DeviceLink:
             self.close(str(refused), retry=False)
             return
         except Cloned as refused:
-            self.close(str(refused))
+            self.close(str(refused), refused.retry)
             return
         self._device = device
         spawn(self._record_use(), self._log, "cannot record which key a device uses")

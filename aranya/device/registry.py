@@ -16,6 +16,10 @@ The rule of restart
     connection says: its sessions end. If it still looks connected it is first asked for a sign of life,
     for a folder may have been copied.
 
+The rule of witnesses
+    A process whose connection is lost may be dead, or only cut off. An agent that shares its state folder
+    can tell, and is asked as long as that lasts: nobody waits out the grace of a dead one.
+
 The rule of clones
     A connected device of another host with the same identity is a clone, or the same machine just
     rebooted. Nobody can tell at once, so the newcomer is refused and may come again, and the old link is
@@ -26,25 +30,34 @@ The rule of clones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from aranya.device.device import LinkedDevice
 from aranya.interfaces import Device
 from aranya.names import DeviceKey
 from tether.errors import LinkLost, Reason, ResetCode, StreamReset
+from tether.link.call import ask
 from tether.link.interfaces import Lane
-from tether.verbs.requests import AskFacts
+from tether.tasks import spawn
+from tether.verbs.requests import AskFacts, DeviceFacts
 from tether.wire.frames import Duty
 
 #: Seconds that a doubted link has to give a sign of life; an agent answers in its next turn.
 PROOF_OF_LIFE = 5.0
 #: The same where the host itself says that the process is dead.
 PROOF_OF_DEATH = 0.8
+#: Seconds until a witness is asked again, doubled each time up to the other; how long its answer may take.
+WITNESS_PAUSE = 1.0
+WITNESS_LONGEST_PAUSE = 30.0
+WITNESS_PATIENCE = 5.0
 
+_DIED = "its agent died"
 _RESTARTED = "its agent was restarted"
 _REBOOTED = "it came back as another host, or was rebooted"
 _SILENT = "the old link gave no sign of life"
@@ -52,7 +65,14 @@ _REPLACED = "a newer link of this device took over"
 
 
 class Cloned(Exception):
-    """Another host is connected with this identity; one line of why, which the device is told."""
+    """Another host is connected with this identity; one line of why, which the device is told.
+
+    ``retry``: it may be the same machine just rebooted, and find the place free soon.
+    """
+
+    def __init__(self, line: str, retry: bool) -> None:
+        super().__init__(line)
+        self.retry = retry
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +86,7 @@ class _Process:
     duty: Duty | None = None  # what it was told on this link
     doubt: IDelayedCall | None = None  # it has to give a sign of life until then
     clone_told: bool = False
+    search: Deferred[None] | None = None  # witnesses are asked for it
 
     @property
     def age(self) -> tuple[int, int]:
@@ -154,6 +175,7 @@ class Registry:
             self._log.info("device {device} is sent away: {reason}", device=str(key), reason=reason)
             for process in household.processes.values():
                 self._trust(process)
+                self._stop_looking(process)
                 process.device.link.close(reason, retry)
             self._tell(key)
 
@@ -188,8 +210,10 @@ class Registry:
             household.processes[device.instance] = _Process(device, household.arrivals)
         else:
             older, process.device = process.device.link, device
-            process.up, process.draining, process.duty = True, False, None
+            # Who drains does so to its end, and need not say it again before it is believed.
+            process.up, process.duty = True, None
             self._trust(process)
+            self._stop_looking(process)
             if older is not device.link:
                 older.close(_REPLACED)
         self._log.info(
@@ -199,6 +223,7 @@ class Registry:
             software=device.software,
         )
         self._changed(key)
+        self._seek(other for other in others if not other.up)
 
     def drains(self, device: LinkedDevice) -> None:
         """This agent takes no new sessions any more; those it has go on.
@@ -206,7 +231,9 @@ class Registry:
         It hears that back, and until then must take what was sent to it before.
         """
         process = self._process(device)
-        if process is not None and not process.draining:
+        if process is None:
+            return
+        if not process.draining:
             process.draining = True
             self._log.info(
                 "device {device}: the agent at {peer} is stopping",
@@ -214,15 +241,21 @@ class Registry:
                 peer=device.address,
             )
             self._changed(device.key)
-            device.link.tell_duty(Duty.DRAINING)
+        device.link.tell_duty(Duty.DRAINING)
 
     def left(self, device: LinkedDevice, reason: str) -> None:
         """A connection is gone, and may come back; ignored when a newer one took its place."""
         process = self._process(device)
         if process is not None and process.up:
             process.up = False
-            self._log.info("device {device} left: {reason}", device=str(device.key), reason=reason)
+            self._log.info(
+                "device {device} left from {peer}: {reason}",
+                device=str(device.key),
+                peer=device.address,
+                reason=reason,
+            )
             self._changed(device.key)
+            self._seek([process])
 
     def over(self, device: LinkedDevice) -> None:
         """Nobody will come back for the sessions of this link: they have ended."""
@@ -255,17 +288,18 @@ class Registry:
 
         if not other.clone_told:
             self._doubt(other, self._proof_of_life, _SILENT, alive)
-        raise Cloned(line)
+        raise Cloned(line, retry=not other.clone_told)
 
     def _meet(self, other: _Process, newer: LinkedDevice) -> None:
         """Another process of this device is known: it stays, it is dead, or that has to be found out."""
         if not _same_host(other.device, newer):
             self._bury(other, _REPLACED if other.up else _REBOOTED, retry=False)
-        elif other.device.instance not in newer.companions:
+        elif other.device.alias not in newer.companions:
             if not other.up:
                 self._bury(other, _RESTARTED)
             else:
-                patience = PROOF_OF_DEATH if newer.tells_companions else self._proof_of_life
+                told = newer.tells_companions and other.device.tells_companions
+                patience = PROOF_OF_DEATH if told else self._proof_of_life
                 self._doubt(other, patience, _RESTARTED, lambda: None)
 
     def _doubt(self, process: _Process, patience: float, verdict: str, alive: Callable[[], None]) -> None:
@@ -284,7 +318,7 @@ class Registry:
 
         process.doubt = self._clock.callLater(patience, silent)
         try:
-            process.device.link.open(AskFacts(), _SignOfLife(answered))
+            process.device.link.open(AskFacts(), _SignOfLife(answered)).finish()
         except (LinkLost, StreamReset):
             # Too many streams are open for one more: the deadline decides.
             pass
@@ -295,6 +329,51 @@ class Registry:
         if doubt is not None:
             doubt.cancel()
         return doubt is not None
+
+    def _seek(self, missing: Iterable[_Process]) -> None:
+        """Have others look whether these live, who are not connected."""
+        for process in missing:
+            if process.search is None and self._witness(process) is not None:
+                search = spawn(self._look_for(process), self._log, "cannot find out whether an agent lives")
+                if not search.called:
+                    process.search = search
+
+    async def _look_for(self, process: _Process) -> None:
+        pause = WITNESS_PAUSE
+        while (witness := self._witness(process)) is not None:
+            try:
+                told = await ask(witness.device.link, AskFacts(), self._clock, WITNESS_PATIENCE)
+            except (LinkLost, StreamReset):
+                told = None
+            living = told.agents if isinstance(told, DeviceFacts) else frozenset()
+            if living and process.device.alias not in living and self._is_missed(process):
+                self._log.info(
+                    "device {device}: the agent at {peer} died",
+                    device=str(process.device.key),
+                    peer=process.device.address,
+                )
+                process.search = None
+                self._bury(process, _DIED)
+                return
+            await deferLater(self._clock, pause, lambda: None)
+            pause = min(2 * pause, WITNESS_LONGEST_PAUSE)
+        process.search = None
+
+    def _stop_looking(self, process: _Process) -> None:
+        search, process.search = process.search, None
+        if search is not None:
+            search.cancel()
+
+    def _witness(self, process: _Process) -> _Process | None:
+        """A connected process that can tell whether this one lives, if it is missed."""
+        if not self._is_missed(process):
+            return None
+        others = self._processes(process.device.key)
+        return next((other for other in others if other.up and _acquainted(other, process)), None)
+
+    def _is_missed(self, process: _Process) -> bool:
+        """Whether it is not connected, and its sessions wait for it."""
+        return not process.up and process in self._processes(process.device.key)
 
     def _bury(self, process: _Process, reason: str, retry: bool = True) -> None:
         """End all that this process had."""
@@ -313,6 +392,7 @@ class Registry:
 
     def _forget(self, process: _Process) -> None:
         self._trust(process)
+        self._stop_looking(process)
         key = process.device.key
         household = self._households.get(key)
         if household is not None and household.processes.get(process.device.instance) is process:
@@ -346,6 +426,11 @@ class Registry:
             except Exception:
                 # One bad listener must not keep the others from knowing.
                 self._log.failure("a listener failed on device {device}", device=str(key))
+
+
+def _acquainted(one: _Process, other: _Process) -> bool:
+    """Whether they share a state folder: one knew of the other as it connected."""
+    return one.device.alias in other.device.companions or other.device.alias in one.device.companions
 
 
 def _same_host(older: LinkedDevice, newer: LinkedDevice) -> bool:

@@ -11,7 +11,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from arhat.companions import Companions
-from tether.wire.frames import COMPANIONS_LIMIT
+from tether.wire.frames import COMPANIONS_LIMIT, alias_of
 
 ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
 
@@ -25,6 +25,11 @@ child = subprocess.Popen(["cat"], stdin=sys.stdin, close_fds=False)
 print("up", flush=True)
 child.wait()
 """
+
+
+def aliases(*instances: bytes) -> set[bytes]:
+    """What these are called among each other."""
+    return {alias_of(instance) for instance in instances}
 
 
 class CompanionsTests(SynchronousTestCase):
@@ -48,11 +53,18 @@ class CompanionsTests(SynchronousTestCase):
     def test_see_each_other(self) -> None:
         """Each sees the others, whoever came first, and no longer when they left."""
         one, two, three = self.agent(ONE), self.agent(TWO), self.agent(THREE)
-        self.assertEqual(one.living(), {TWO, THREE})
-        self.assertEqual(three.living(), {ONE, TWO})
+        self.assertEqual(one.living(), aliases(TWO, THREE))
+        self.assertEqual(three.living(), aliases(ONE, TWO))
         two.leave()
-        self.assertEqual(one.living(), {THREE})
+        self.assertEqual(one.living(), aliases(THREE))
         self.assertEqual(two.living(), frozenset())
+
+    def test_all(self) -> None:
+        """All is the others and this one; nobody where they cannot be known."""
+        one, two = self.agent(ONE), self.agent(TWO)
+        self.assertEqual(one.all_living(), aliases(ONE, TWO))
+        two.leave()
+        self.assertEqual((one.all_living(), two.all_living()), (aliases(ONE), frozenset()))
 
     def test_killed(self) -> None:
         """A killed agent is not seen any more, its file is removed, and its children do not hold it."""
@@ -68,17 +80,18 @@ class CompanionsTests(SynchronousTestCase):
         self.addCleanup(two.stdin.close)
         self.addCleanup(two.stdout.close)
         self.assertEqual(two.stdout.readline(), b"up\n")
-        self.assertEqual(one.living(), {TWO})
+        self.assertEqual(one.living(), aliases(TWO))
         two.kill()
         two.wait()
         self.assertEqual(one.living(), frozenset())
-        self.assertEqual(os.listdir(self.folder), [ONE.hex()])
+        self.assertEqual(os.listdir(self.folder), [alias_of(ONE).hex()])
 
     def test_only_for_the_owner(self) -> None:
-        """Folder and files are the agent's own, and the file's name is the instance."""
+        """Folder and files are the agent's own, and the file's name does not tell the instance."""
         self.agent(ONE)
         self.assertEqual(self.folder.stat().st_mode & 0o777, 0o700)
-        self.assertEqual((self.folder / ONE.hex()).stat().st_mode & 0o777, 0o600)
+        self.assertEqual((self.folder / alias_of(ONE).hex()).stat().st_mode & 0o777, 0o600)
+        self.assertFalse((self.folder / ONE.hex()).exists())
 
     def test_other_files(self) -> None:
         """What is not named as an instance is neither a companion nor removed."""
@@ -106,7 +119,7 @@ class CompanionsTests(SynchronousTestCase):
     def test_folder_gone(self) -> None:
         """A folder that vanishes is one line too."""
         one = self.agent(ONE)
-        (self.folder / ONE.hex()).unlink()
+        (self.folder / alias_of(ONE).hex()).unlink()
         self.folder.rmdir()
         with capturedLogs() as events:
             self.assertEqual((one.living(), one.living()), (frozenset(), frozenset()))

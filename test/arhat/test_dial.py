@@ -48,6 +48,7 @@ from tether.link.transport import MessageTransport
 from tether.link.websocket import TETHER, ClientFactory
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import DeviceFacts, Exec, Exited, Request
+from tether.wire.frames import alias_of
 
 KEY = DeviceKey("edge", "pump")
 _T = TypeVar("_T")
@@ -247,7 +248,7 @@ class LoopbackCase(TestCase):
                 boot,
                 DeviceFacts(os="linux", allow=frozenset({"exec"})),
                 started=started,
-                companions=companions,
+                companions=frozenset(map(alias_of, companions)),
             )
 
         dial = Dial(reactor, state or self.state, identity, acceptor, introduce, {}, now, random=Random(1))
@@ -705,6 +706,21 @@ class DialTests(LoopbackCase):
         await draining
         self.assertEqual(answering.requests, [Exec((b"true",))])
 
+    async def test_drain_over_a_cut(self) -> None:
+        """What was opened here and lost on its way comes by the next link, before the drain is heard."""
+        dial, answering = self.dial(await self.join())
+        await self.until(lambda: self.registry.get(KEY) is not None)
+        device, transport = self.registry.get(KEY), dial._tether.transport
+        assert device is not None and transport is not None
+        device.open(Exec((b"true",)), Listening())
+        draining = Deferred.fromCoroutine(dial.drain())
+        transport.abort()
+        await self.until(lambda: not dial.is_up)
+        self.assertFalse(draining.called)
+        await draining
+        self.assertEqual(answering.requests, [Exec((b"true",))])
+        self.assertTrue(dial.is_up)
+
     async def test_drain_offline(self) -> None:
         """Without a link there is nobody to wait for, and a lost one is not waited for either."""
         identity = await self.join()
@@ -742,6 +758,13 @@ class DialTests(LoopbackCase):
         del self.lookup
         await self.change({"spec": {"banned": True}})
         self.assertGreater(await self.wait(identity, "(403)"), 59)
+
+    async def test_refused_by_one_url(self) -> None:
+        """Who is refused does not hurry because the URLs behind that one lead nowhere."""
+        identity = await self.join()
+        await self.change({"spec": {"banned": True}})
+        several = replace(identity, urls=(self.url, "wss://127.0.0.1:1"))
+        self.assertGreater(await self.wait(several, "(403)"), 59)
 
     async def wait(self, identity: Identity, status: str) -> float:
         """For how long a new agent waits after this answer."""

@@ -33,15 +33,15 @@ from test.arhat import test_identity
 from test.arhat.running import own_account
 from test.arhat.test_identity import AUTHORITY, NOW
 from test.arhat.test_over_link import Nobody
-from test.support.channels import RecordingReceiver
+from test.support.channels import RecordingChannel, RecordingReceiver
 from tether.daemon import STOP_DEADLINE, Fatal, Lingering
 from tether.join import Token
 from tether.link.interfaces import Channel, Lane, Receiver
 from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
 from tether.link.memory import Watch, joined
-from tether.verbs.codec import encode_result
-from tether.verbs.requests import Exited, Logs
-from tether.wire.frames import Duty
+from tether.verbs.codec import decode_result, encode_result
+from tether.verbs.requests import AskFacts, DeviceFacts, Exited, Logs
+from tether.wire.frames import Duty, alias_of
 
 
 class BuildTests(SynchronousTestCase):
@@ -147,13 +147,34 @@ class BuildTests(SynchronousTestCase):
         second = self.successResultOf(self.build())
         [other] = second
         beside, younger = dial.introduce(), other.introduce()
-        self.assertEqual({younger.instance}, beside.companions)
-        self.assertEqual({alone.instance}, younger.companions)
+        self.assertEqual({alias_of(younger.instance)}, beside.companions)
+        self.assertEqual({alias_of(alone.instance)}, younger.companions)
         self.assertEqual((alone.instance, alone.started), (beside.instance, beside.started))
         self.assertTrue(0 < alone.started < younger.started < time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         self.successResultOf(second.stopService())
         self.assertEqual(frozenset(), dial.introduce().companions)
         self.successResultOf(first.stopService())
+
+    def test_tells_who_lives(self) -> None:
+        """When it is asked for its facts it tells who lives on its host now, itself included."""
+        self.keep(self.identity)
+        self.patch(arhat.service, "Dial", StillDial)
+        first = self.successResultOf(self.build())
+        [dial] = first
+        own, beside = dial.introduce().instance, self.successResultOf(self.build())
+        [other] = beside
+        self.assertEqual({alias_of(own), alias_of(other.introduce().instance)}, self.living(dial))
+        self.successResultOf(beside.stopService())
+        self.assertEqual({alias_of(own)}, self.living(dial))
+        self.successResultOf(first.stopService())
+
+    def living(self, dial: StillDial) -> frozenset[bytes]:
+        """Who lives, as the agent says that this dial serves."""
+        channel = RecordingChannel()
+        dial.acceptor.stream_opened(AskFacts(), channel)
+        facts = decode_result(channel.lane(Lane.RESULT))
+        assert isinstance(facts, DeviceFacts)
+        return facts.agents
 
 
 class StillDial(Service):
@@ -161,6 +182,7 @@ class StillDial(Service):
 
     def __init__(self, reactor: Any, state: Any, identity: Any, agent: Any, introduce: Any, *_: Any) -> None:
         self.introduce: Callable[[], PeerIntroduction] = introduce
+        self.acceptor: Agent = agent
 
     async def drain(self) -> None:
         """There is nobody to tell."""

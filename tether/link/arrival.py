@@ -29,6 +29,8 @@ class Dismissal:
     retry: bool
 
 
+_LATE = Dismissal("a later connection of this process came before this one", True)
+
 #: Given who says Hello, on which connection: the tether that takes it, or why none does.
 Choose = Callable[[PeerIntroduction, MessageTransport], Tether | Dismissal]
 
@@ -86,12 +88,16 @@ class Arrival:
         said = frames.decode(message)
         if not said or not isinstance(said[0], frames.Hello):
             raise RemoteViolation("the first frame is not a Hello")
-        return self._choose(PeerIntroduction.of(said[0]), transport)
+        chosen = self._choose(PeerIntroduction.of(said[0]), transport)
+        if isinstance(chosen, Tether) and chosen.mux.is_late(said[0]):
+            return _LATE
+        return chosen
 
     def _dismiss(self, reason: str, retry: bool) -> None:
         self._cancel_deadline()
         transport, self._transport = self._transport, None
         if transport is not None:
+            self._log.info("connection from {peer} refused: {reason}", peer=transport.address, reason=reason)
             transport.send(frames.encode([frames.Goodbye(reason, retry)]))
             transport.close(POLICY_VIOLATION, reason)
 

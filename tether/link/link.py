@@ -391,7 +391,13 @@ class Tether:
 
     def _grace_over(self, reason: str) -> None:
         self._grace_call = None
-        self._abandon(reason)
+        connection = self._connection
+        if connection is None:
+            self._abandon(reason)
+        else:
+            # The peer was told on it that the streams are held, and has not answered yet.
+            self._lost(connection, reason, retry=True, final=True)
+            connection.abort()
         self.settle()
 
     def _abandon(self, reason: str) -> None:

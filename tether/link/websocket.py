@@ -23,7 +23,7 @@ from autobahn.twisted.websocket import (
 from autobahn.websocket import USES_NVX
 from autobahn.websocket.types import ConnectionDeny
 from cryptography.x509 import Certificate
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -275,6 +275,8 @@ class _Messages:
             return str(self.wasNotCleanReason or "the connection was closed")
         if failure.check(ConnectionDone):
             return "the other side closed the connection"
+        if failure.check(ConnectionLost):
+            return "the connection was lost"
         return f"the connection was lost: {failure.getErrorMessage()}"
 
 

@@ -72,7 +72,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., duty: _Optional[_Union[Duty, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings", "started", "companions")
+    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings", "started", "companions", "number")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Hello(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     COMPANIONS_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     software: str
     capabilities: _containers.RepeatedScalarFieldContainer[str]
@@ -97,7 +98,8 @@ class Hello(_message.Message):
     settings: Settings
     started: int
     companions: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., started: _Optional[int] = ..., companions: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    number: int
+    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., started: _Optional[int] = ..., companions: _Optional[_Iterable[bytes]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class StreamState(_message.Message):
     __slots__ = ("stream", "delivered", "limit")
@@ -110,7 +112,7 @@ class StreamState(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., delivered: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
-    __slots__ = ("os", "arch", "kernel", "os_image", "hostname", "machine_id", "boot_id", "cpus", "memory_bytes", "storage_bytes", "allow", "forward", "labels", "clock_unix_nanos")
+    __slots__ = ("os", "arch", "kernel", "os_image", "hostname", "machine_id", "boot_id", "cpus", "memory_bytes", "storage_bytes", "allow", "forward", "labels", "clock_unix_nanos", "agents")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +134,7 @@ class DeviceFacts(_message.Message):
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CLOCK_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
     os: str
     arch: str
     kernel: str
@@ -146,7 +149,8 @@ class DeviceFacts(_message.Message):
     forward: _containers.RepeatedCompositeFieldContainer[ForwardRule]
     labels: _containers.ScalarMap[str, str]
     clock_unix_nanos: int
-    def __init__(self, os: _Optional[str] = ..., arch: _Optional[str] = ..., kernel: _Optional[str] = ..., os_image: _Optional[str] = ..., hostname: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., storage_bytes: _Optional[int] = ..., allow: _Optional[_Iterable[str]] = ..., forward: _Optional[_Iterable[_Union[ForwardRule, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., clock_unix_nanos: _Optional[int] = ...) -> None: ...
+    agents: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, os: _Optional[str] = ..., arch: _Optional[str] = ..., kernel: _Optional[str] = ..., os_image: _Optional[str] = ..., hostname: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., cpus: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., storage_bytes: _Optional[int] = ..., allow: _Optional[_Iterable[str]] = ..., forward: _Optional[_Iterable[_Union[ForwardRule, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., clock_unix_nanos: _Optional[int] = ..., agents: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ForwardRule(_message.Message):
     __slots__ = ("host", "low", "high")

@@ -49,6 +49,8 @@ TEXT_LIMIT = 4096
 PEM_LIMIT = 128 * 1024
 #: The most seconds that sessions may outlive a link.
 GRACE_LIMIT = 3600
+#: The most bytes of an agent's alias.
+INSTANCE_LIMIT = 16
 #: The most entries of any list or map.
 ENTRIES_LIMIT = 1024
 
@@ -296,10 +298,16 @@ def _put_facts(message: schema.DeviceFacts, facts: DeviceFacts) -> None:
     for key, value in sorted(facts.labels.items()):
         message.labels[key] = value
     message.clock_unix_nanos = facts.clock_unix_nanos
+    message.agents.extend(sorted(facts.agents))
 
 
 def _facts(message: schema.DeviceFacts) -> DeviceFacts:
-    for name, entries in (("allow", message.allow), ("forward", message.forward), ("labels", message.labels)):
+    for name, entries in (
+        ("allow", message.allow),
+        ("forward", message.forward),
+        ("labels", message.labels),
+        ("agents", message.agents),
+    ):
         _cap(name, len(entries), ENTRIES_LIMIT, "entries")
     return DeviceFacts(
         os=_text("os", message.os, 256),
@@ -316,6 +324,7 @@ def _facts(message: schema.DeviceFacts) -> DeviceFacts:
         forward=tuple(_rule(rule) for rule in message.forward),
         labels={_text("label", key, 512): _text("label", message.labels[key], 512) for key in message.labels},
         clock_unix_nanos=message.clock_unix_nanos,
+        agents=frozenset(_bytes("agent", instance, INSTANCE_LIMIT) for instance in message.agents),
     )
 
 

@@ -94,7 +94,11 @@ class ForwardRule:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What a device says about itself; informative, never an identity."""
+    """What a device says about itself; informative, never an identity.
+
+    ``agents`` is told only when asked for: the aliases of all agents that live on the host now,
+    the one that answers among them. If there is none it cannot know.
+    """
 
     os: str = ""
     arch: str = ""
@@ -110,6 +114,7 @@ class DeviceFacts:
     forward: tuple[ForwardRule, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     clock_unix_nanos: int = 0
+    agents: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from hashlib import sha256
 
 from google.protobuf.message import DecodeError
 
@@ -41,6 +42,11 @@ WINDOW_LIMIT = 64 * 1024 * 1024
 
 _INSTANCE_LENGTH = 16
 _OFFSET_LIMIT = 1 << 62
+
+
+def alias_of(instance: bytes) -> bytes:
+    """What a process is called where others may read it: its instance is for taking up its streams."""
+    return sha256(instance).digest()[:_INSTANCE_LENGTH]
 
 
 class Duty(IntEnum):
@@ -75,6 +81,7 @@ class Hello:
     peer_instance: bytes = b""
     started: int = 0
     companions: frozenset[bytes] = frozenset()
+    number: int = 0
     protocol: int = PROTOCOL
 
 
@@ -245,6 +252,7 @@ def _put_hello(message: schema.Hello, hello: Hello) -> None:
     message.window = hello.window
     message.started = hello.started
     message.companions.extend(sorted(hello.companions))
+    message.number = hello.number
     for state in hello.streams:
         message.streams.add(stream=state.stream, delivered=state.delivered, limit=state.limit)
     if hello.facts is not None:
@@ -336,6 +344,7 @@ def _take_hello(message: schema.Hello) -> Hello:
         peer_instance=message.peer_instance,
         started=message.started,
         companions=frozenset(_companion(instance) for instance in message.companions),
+        number=message.number,
         protocol=message.protocol,
     )
 

@@ -82,8 +82,9 @@ from tether.wire.turns import LITTLE, Turns
 #: What a peer may send on a stream before anything was handed on.
 WINDOW = 1024 * 1024
 
-#: How many answers may wait for a peer that does not read.
-_ANSWERS_LIMIT = 1024
+#: How many answers may wait for a peer that does not read. One that does may end all streams
+#: at once, each of them twice: in order, and by a reset that crosses the acknowledgement.
+_ANSWERS_LIMIT = 4 * STREAMS_LIMIT + 1024
 #: How many frames, and about how many bytes, of control go into one message.
 _CONTROL_FRAMES = 512
 _CONTROL_BYTES = 64 * 1024
@@ -113,11 +114,16 @@ class Mux:
         self._highest_of_peer = 0
         self._streams: dict[int, Stream] = {}
         self._own = 0  # how many of them this side opened
+        self._untold: list[StreamBroken | StreamClosed] = []  # a violation came in the same message
         self._peer_instance = b""
         self._peer_window = 0
+        self._links = 0  # how many there were
+        self._newest = (b"", 0)  # whose Hello came last, and its number
+        self._peer_knows = False  # the peer is known to have heard of this side since the streams began
         # What belongs to the present link; ``detach`` forgets it.
         self._introduction: Hello | None = None  # to be sent
         self._introduced = False  # the peer's was received
+        self._claimed = b""  # whose streams this side said to hold
         self._goodbye: Goodbye | None = None
         self._duty: OnDuty | None = None
         self._answers: deque[Pong | Credit | Reset] = deque()
@@ -132,15 +138,22 @@ class Mux:
     def attach(self, introduction: Hello) -> None:
         """A new link: the next message is ``introduction``, with what this side holds filled in."""
         self.detach()
+        self._links += 1
         # Whom the streams belong to is as of now, even if the peer's Hello comes before ours goes.
+        self._claimed = self._peer_instance if self._peer_knows else b""
         self._introduction = replace(
-            introduction, instance=self.instance, window=self.window, peer_instance=self._peer_instance
+            introduction,
+            instance=self.instance,
+            window=self.window,
+            peer_instance=self._claimed,
+            number=self._links,
         )
 
     def detach(self) -> None:
         """The link is gone; every stream stays as it is, and may still be written to."""
         self._introduction = None
         self._introduced = False
+        self._claimed = b""
         self._goodbye = None
         self._duty = None
         self._answers.clear()
@@ -154,10 +167,15 @@ class Mux:
         """Nobody will come back for the streams: all end; the next link starts afresh."""
         self.detach()
         self._peer_instance = b""
-        events: list[StreamBroken | StreamClosed] = []
+        events, self._untold = self._untold, []
         for stream in list(self._streams.values()):
             self._lose(stream, reason, events)
         return events
+
+    def is_late(self, hello: Hello) -> bool:
+        """Whether a later Hello of the same process came before this one: what it says has changed since."""
+        instance, number = self._newest
+        return hello.instance == instance and 0 < hello.number <= number
 
     @property
     def introduced(self) -> bool:
@@ -290,7 +308,7 @@ class Mux:
         if self._goodbye is not None:
             batch.append(self._goodbye)
             self._goodbye = None
-        while self._pings:
+        while self._pings and len(batch) < _CONTROL_FRAMES:
             batch.append(self._pings.popleft())
         while self._answers and len(batch) < _CONTROL_FRAMES:
             batch.append(self._answers.popleft())
@@ -317,15 +335,23 @@ class Mux:
 
     def _take_data(self, batch: list[Frame], limit: int) -> None:
         little, bulk = self._turns.next()
+        while not self._take_turn(batch, limit, little, bulk) and (little or bulk is not None):
+            # What was to be sent again was acknowledged meanwhile; the others must not wait for that.
+            little, bulk = self._turns.next()
+
+    def _take_turn(self, batch: list[Frame], limit: int, little: list[int], bulk: int | None) -> bool:
+        """Take what these streams have; false if that was nothing."""
+        before = len(batch)
         room = limit
         for position, stream_id in enumerate(little):
             if room <= 0 or len(batch) >= _CONTROL_FRAMES:
                 for waiting in little[position:]:
                     self._ready(self._streams[waiting])
-                return
+                return True
             room -= self._take_of(self._streams[stream_id], batch, min(room, LITTLE))
         if bulk is not None:
             self._take_of(self._streams[bulk], batch, room)
+        return len(batch) > before
 
     def _take_of(self, stream: Stream, batch: list[Frame], budget: int) -> int:
         """Take one piece of a stream, and its end if that is all that is left."""
@@ -354,33 +380,46 @@ class Mux:
     # ---- what the peer does -------------------------------------------------------
 
     def receive(self, message: bytes) -> list[Event]:
-        """What a message of the peer means; raises ``RemoteViolation`` when the link must be dropped."""
+        """What a message of the peer means.
+
+        Raises ``RemoteViolation`` when the link must be dropped and its streams given up; what the
+        message said before that is not told, but for the ends of streams, which ``abandon`` tells.
+        """
         events: list[Event] = []
-        for frame in frames.decode(message):
-            if not self._introduced and not isinstance(frame, Hello | Goodbye):
-                raise RemoteViolation(f"{type(frame).__name__} before Hello")
-            match frame:
-                case Data():
-                    self._receive_data(frame, events)
-                case Credit():
-                    self._receive_credit(frame, events)
-                case Finish():
-                    self._receive_finish(frame, events)
-                case Open():
-                    self._receive_open(frame, events)
-                case Reset():
-                    self._receive_reset(frame, events)
-                case Ping():
-                    self._answer(Pong(frame.token))
-                case Pong():
-                    events.append(PongArrived(frame.token))
-                case Goodbye():
-                    events.append(PeerLeaves(frame.reason, frame.retry))
-                case OnDuty():
-                    events.append(DutyTold(frame.duty))
-                case Hello():
-                    self._receive_hello(frame, events)
+        try:
+            for frame in frames.decode(message):
+                self._receive_frame(frame, events)
+        except RemoteViolation:
+            self._untold += [event for event in events if isinstance(event, StreamBroken | StreamClosed)]
+            raise
         return events
+
+    def _receive_frame(self, frame: Frame, events: list[Event]) -> None:
+        if not isinstance(frame, Hello | Goodbye):
+            if not self._introduced:
+                raise RemoteViolation(f"{type(frame).__name__} before Hello")
+            self._peer_knows = True
+        match frame:
+            case Data():
+                self._receive_data(frame, events)
+            case Credit():
+                self._receive_credit(frame, events)
+            case Finish():
+                self._receive_finish(frame, events)
+            case Open():
+                self._receive_open(frame, events)
+            case Reset():
+                self._receive_reset(frame, events)
+            case Ping():
+                self._answer(Pong(frame.token))
+            case Pong():
+                events.append(PongArrived(frame.token))
+            case Goodbye():
+                events.append(PeerLeaves(frame.reason, frame.retry))
+            case OnDuty():
+                events.append(DutyTold(frame.duty))
+            case Hello():
+                self._receive_hello(frame, events)
 
     def _receive_open(self, frame: Open, events: list[Event]) -> None:
         if self._is_own(frame.stream):
@@ -466,14 +505,20 @@ class Mux:
         if self._introduced:
             raise RemoteViolation("a second Hello on one link")
         known = self._peer_instance
-        resumed = bool(known) and hello.instance == known and hello.peer_instance == self.instance
+        resumed = (
+            bool(self._claimed) and hello.instance == self._claimed and hello.peer_instance == self.instance
+        )
         self._introduced = True
+        self._newest = (hello.instance, hello.number)
         self._peer_instance = hello.instance
         self._peer_window = hello.window
         events.append(Introduced(hello, resumed))
         if resumed:
             self._resume({state.stream: state for state in hello.streams}, events)
             return
+        self._peer_knows = False
+        self._answers.clear()  # they are about streams that the peer never knew
+        self._answers.append(Pong(0))
         self._highest_of_peer = 0
         reason = _RESTARTED if known and known != hello.instance else _FORGOTTEN
         for stream in list(self._streams.values()):
@@ -552,8 +597,8 @@ class Mux:
         if not (stream.inbound_over and stream.outbound.over):
             return False
         if stream.id in self._credits:
-            # The stream goes, its last acknowledgement must not.
-            self._answer(Credit(stream.id, *stream.ledger.grant()))
+            # The stream goes, its last acknowledgement must not. No peer can make these too many.
+            self._answers.append(Credit(stream.id, *stream.ledger.grant()))
         self._forget(stream)
         return True
 

@@ -87,6 +87,7 @@ class Outbound:
     def reset(self, reason: Reason) -> Reset:
         """Drop all that waits or is kept; the end is a reset from here on."""
         self._waiting.clear()
+        self._taken_of_first = 0
         self._again.clear()
         self._again_size = 0
         self._kept.clear()
@@ -99,11 +100,10 @@ class Outbound:
 
     def take(self, budget: int) -> Data | Finish | Reset | None:
         """The next frame, of at most ``budget`` payload bytes if it may be cut there."""
-        while self._again:
+        if self._again:
             again = self._again.popleft()
             self._again_size -= again.end - again.offset
-            if again.end > self.acknowledged:
-                return again
+            return again
         frame: Data | Finish
         if self._waiting:
             lane = self._waiting[0][0]
@@ -138,6 +138,9 @@ class Outbound:
             self.acknowledged = delivered
             while self._kept and self._kept[0].end <= delivered:
                 self._kept.popleft()
+            while self._again and self._again[0].end <= delivered:
+                again = self._again.popleft()
+                self._again_size -= again.end - again.offset
 
     def rewind(self) -> None:
         """A new link: everything kept is to be sent again, first."""

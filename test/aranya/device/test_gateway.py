@@ -37,7 +37,7 @@ from tether.link.transport import MessageReceiver
 from tether.link.websocket import JOIN, TETHER, Refusal
 from tether.verbs.codec import decode_result
 from tether.verbs.requests import AskFacts, DeviceFacts, Failed, Issued, Logs, Renew, Request
-from tether.wire.frames import Duty
+from tether.wire.frames import Duty, alias_of
 from tether.wire.mux import Role
 
 
@@ -94,7 +94,7 @@ class GatewayCase(ClusterCase):
             boot,
             DeviceFacts(os="linux"),
             started=started,
-            companions=companions,
+            companions=frozenset(map(alias_of, companions)),
         )
         return Tether(Role.AGENT, self.clock, introduction, Silent(), watch), watch
 
@@ -357,6 +357,23 @@ class GraceTests(GatewayCase):
         self.assertEqual(receiver.reason.code, ResetCode.LOST)
         self.assertIn("restarted", receiver.reason.text)
 
+    def test_overtaken(self) -> None:
+        """A connection that was overtaken on its way is sent away, and the later one stays."""
+        agent, wire, receiver = self.open()
+        wire.cut()
+        slow = self.transport(self.certificate)
+        ear = self.gateway.decide(TETHER, slow)
+        assert not isinstance(ear, Refusal)
+        delayed = Wire(slow, MemoryTransport(self.clock), ear, agent.receiver())
+        delayed.connect()
+        hello = list(delayed.agent.sent)
+        self.connect(agent)
+        for message in hello:
+            ear.message_received(message)
+        self.assertIsNotNone(slow.closed_with)
+        self.assertIsNotNone(self.registry.get(KEY))
+        self.assertIsNone(receiver.reason)
+
     def test_a_living_companion(self) -> None:
         """Another agent that knows the former one to live leaves its sessions to wait for it."""
         agent, wire, receiver = self.open()
@@ -377,6 +394,21 @@ class GraceTests(GatewayCase):
         self.connect(agent, x509.load_pem_x509_certificate(chain))
         assert receiver.reason is not None
         self.assertEqual(receiver.reason.code, ResetCode.LOST)
+
+    def test_another_host(self) -> None:
+        """Whoever has the same instance and the same key on another host gets nothing, and ends nothing."""
+        agent, wire, receiver = self.open()
+        for connected in (True, False):
+            if not connected:
+                wire.cut()
+            thief, watch = self.agent(boot="other")
+            self.connect(thief)
+            [(reason, retry)] = watch.downs
+            self.assertIn("another host", reason)
+            self.assertTrue(retry)
+            self.assertEqual(watch.ups, [])
+        self.connect(agent)
+        self.assertIsNone(receiver.reason)
 
     def test_renewed_key(self) -> None:
         """A key that was certified over the link counts as the one before it: the sessions go on."""

@@ -588,6 +588,26 @@ class GraceTests(PairCase):
         self.assertEqual(receiver.reason, Reason(ResetCode.LOST, "snapped"))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_grace_over_before_hello(self) -> None:
+        """A grace that ends on a new connection, before the peer's Hello, ends the streams on both sides."""
+        _, receiver = self.opened()
+        before = self.pair.wire
+        before.agent.is_over = True
+        before.agent_receiver.connection_lost("snapped")
+        self.clock.advance(10)
+        before.cut("snapped")
+        self.clock.advance(49)
+        self.pair.wire = self.pair._wire()
+        self.pair.wire.connect()
+        # The agent has said that it holds the stream; its grace ends before it hears whether it goes on.
+        self.clock.advance(2)
+        self.pair.flush()
+        self.assertEqual(self.agent_side.receiver.reason, Reason(ResetCode.LOST, "snapped"))
+        if self.pair.wire.agent.is_over:
+            self.pair.rejoin()
+        self.assertEqual(receiver.ended, ["reset", "closed"])
+        self.assertTrue(self.pair.controller.is_up)
+
     def test_restarted_peer(self) -> None:
         """A peer that was restarted ends the streams at once."""
         _, receiver = self.opened()

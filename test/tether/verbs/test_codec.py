@@ -69,6 +69,7 @@ FACTS = st.builds(
     ).map(tuple),
     labels=st.dictionaries(SHORT, SHORT, max_size=3),
     clock_unix_nanos=INT64,
+    agents=st.frozensets(st.binary(min_size=16, max_size=16), max_size=3),
 )
 FLAGS = {name: st.booleans() for name in ("stdin", "stdout", "stderr", "tty")}
 REQUESTS = st.one_of(
