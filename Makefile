@@ -1,6 +1,6 @@
 # make demo      a cluster, a device and a few kubectl commands, left running until Ctrl-C
 # make test      every test, with a real control plane
-# make soak      the long tests, whole: 1 GiB through every door, 10,000 execs
+# make soak      the long tests, whole: 1 GiB through every door and 100 cuts, 10,000 execs; an hour
 # make lint      ruff and mypy
 # make bench     speed and size, as ratios against ssh and the bare API server
 # All set-up goes into the checkout (.venv) and the user's cache.

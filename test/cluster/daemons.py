@@ -161,7 +161,8 @@ class Site:
     """
     One aranya on a cluster, and its devices; started by ``start``, ended by ``stop``.
 
-    ``detours`` are ports that devices dial before the gateway's own; a test may listen there.
+    ``detours`` are ports of ``host`` that devices dial, in turn, instead of the gateway's own; a test
+    listens there.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Site:
         kubeconfig: Path | None = None,
         options: Sequence[str] = (),
         detours: Sequence[int] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.plane = plane
         self.folder = plane.folder / name
@@ -183,6 +185,7 @@ class Site:
         self._kubeconfig = kubeconfig
         self._options = list(options)
         self.detours = tuple(detours)
+        self._host = host
         self.controller = Twistd("aranya", [], self.folder)
 
     def start(self) -> Site:
@@ -198,7 +201,7 @@ class Site:
         kubeconfig = self._kubeconfig or self.plane.kubeconfig_for_service_account(
             OWN_NAMESPACE, "aranya", seconds=7200
         )
-        urls = [f"wss://127.0.0.1:{port}" for port in (*self.detours, self.gateway_port)]
+        urls = [f"wss://{self._host}:{port}" for port in self.detours or (self.gateway_port,)]
         return [
             "aranya",
             *("--kubeconfig", str(kubeconfig)),
@@ -373,8 +376,8 @@ def spare_site() -> Site:
     """
     Give a site on a plane of its own, without devices: for tests whose bad days would hurt others.
 
-    Its devices dial two ports first where nobody listens unless a test does: a bad road to the
-    gateway, or a second replica's gateway.
+    Its devices dial two ports where nobody listens unless a test does: a bad road to the gateway, and
+    perhaps a second replica's gateway.
     """
     site = Site(spare_plane(), detours=free_ports(2, "127.0.0.1"))
     atexit.register(site.stop)

@@ -99,8 +99,14 @@ class DeathTests(BadDayCase):
         """An agent that is told twice to go leaves with 0 and ends what runs with a reason."""
         client, agent = self.clients[-1], self.site.devices[DEVICE]
         process = self.running(client, "sleep 302")
+        before = agent.text().count("a second SIGTERM")
         os.kill(agent.pid, signal.SIGTERM)
-        wait_until("the agent waits", lambda: "a second SIGTERM" in agent.text(), 10, self.site.explain)
+        wait_until(
+            "the agent waits",
+            lambda: agent.text().count("a second SIGTERM") > before,
+            10,
+            self.site.explain,
+        )
         self.assertEqual(agent.terminate(), 0)
         _, err = process.communicate(timeout=20)
         self.assertEqual(process.returncode, 1, err)

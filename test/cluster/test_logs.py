@@ -20,13 +20,14 @@ class LogsTests(ExecCase):
         if DEVICE not in self.site.devices:
             folder.mkdir()
             spec = {
+                "connectivity": {"graceSeconds": 1},
                 "pod": {
                     "containers": [
                         {"name": "app", "log": {"file": str(self.file)}},
                         {"name": "secret", "log": {"file": "/etc/shadow"}},
                         {"name": "absent", "log": {"file": str(folder / "absent.log")}},
                     ]
-                }
+                },
             }
             self.site.add_device(DEVICE, spec, config=f"logs: {{files: ['{folder}/**']}}\n")
         self.write_ten()
@@ -100,7 +101,7 @@ class LogsTests(ExecCase):
             self.assertIn(b"host", done.err)
 
     def test_link_lost(self) -> None:
-        """When the link goes, ``logs -f`` ends with a line that says so."""
+        """When the link goes and its grace is over, ``logs -f`` ends with a line that says so."""
         client = self.clients[-1]
         process = client.start("logs", "-f", DEVICE, "-c", "app", "--tail=1")
         assert process.stdout is not None

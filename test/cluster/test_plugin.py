@@ -23,6 +23,7 @@ from test.cluster.daemons import (
 )
 from test.cluster.kubectl import Completed, Kubectl
 from test.cluster.plane import shared_plane
+from test.cluster.proxy import Road
 from test.cluster.test_exec import DEVICE, ExecCase
 
 PATH = {"PATH": f"{PROGRAMS}:{os.environ.get('PATH', os.defpath)}"}
@@ -154,6 +155,8 @@ class LeavingTests(SynchronousTestCase):
         """Have two devices on a plane of their own, one of them online."""
         self.site: Site = spare_site()
         self.client = kubectls(plane=spare_plane())[-1]
+        road = Road(self.site.detours[0], self.site.gateway_port).open()
+        self.addCleanup(road.close)
         self.forget_devices()
         self.addCleanup(self.restore)
         self.name = f"leaver-{self.id().rpartition('_')[2]}"

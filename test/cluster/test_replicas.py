@@ -18,6 +18,7 @@ from test.cluster.daemons import (
     spare_site,
     wait_until,
 )
+from test.cluster.proxy import Road
 from test.cluster.test_exec import processes_with
 
 DEVICE = "followed"
@@ -30,6 +31,8 @@ class ReplicaTests(SynchronousTestCase):
         """Have both; the leader is the site's own aranya."""
         self.site: Site = spare_site()
         self.client = kubectls(plane=spare_plane())[-1]
+        self.road = Road(self.site.detours[0], self.site.gateway_port).open()
+        self.addCleanup(self.road.close)
         if DEVICE not in self.site.devices:
             self.site.add_device(DEVICE)
         # A fresh agent is impatient; one that lost several links of late would wait long.
