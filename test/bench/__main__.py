@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from test.bench import bulk, forwarding, keystrokes, memory, roundtrips
+from test.bench import bulk, forwarding, keystrokes, memory, recovery, resuming, roundtrips
 from test.bench.cluster import Ground, ground
 from test.bench.machine import describe
 from test.bench.report import Report
@@ -36,6 +36,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=300, help="keys typed by each contender [300]")
     parser.add_argument("--execs", type=int, default=1000, help="commands after which memory is flat [1000]")
     parser.add_argument("--devices", type=int, default=200, help="idle devices [200]")
+    parser.add_argument("--cuts", type=int, default=10, help="cuts of a connection, 20 s apart [10]")
+    parser.add_argument("--sessions", type=int, default=50, help="sessions that wait for a link [50]")
     parser.add_argument("--only", action="append", default=[], choices=list(_stages(None)), help="repeatable")
     parser.add_argument("--output", type=Path, default=ROOT / "_bench" / "latest.md", help="where to keep it")
     return parser.parse_args()
@@ -43,13 +45,16 @@ def _arguments() -> argparse.Namespace:
 
 def _stages(chosen: argparse.Namespace | None) -> Mapping[str, Stage]:
     """In the order in which they disturb each other least: what fills memory comes last."""
-    given = chosen or argparse.Namespace(rounds=0, size=0, repeats=0, seconds=0.0, keys=0, execs=0, devices=0)
+    given = chosen or argparse.Namespace()
     return {
         "idle": memory.measure_idle,
         "exec": lambda on, report: roundtrips.measure(on, report, given.rounds),
         "keys": lambda on, report: keystrokes.measure(on, report, given.keys),
         "forward": lambda on, report: forwarding.measure(on, report, given.seconds, given.repeats),
         "bytes": lambda on, report: bulk.measure(on, report, given.size * _MIB, given.repeats),
+        "resuming": lambda on, report: resuming.measure_speed(on, report, given.size * _MIB, given.repeats),
+        "recovery": lambda on, report: recovery.measure(on, report, given.cuts),
+        "waiting": lambda on, report: resuming.measure_memory(on, report, given.sessions),
         "execs": lambda on, report: memory.measure_execs(on, report, given.execs),
         "devices": lambda on, report: memory.measure_devices(on, report, given.devices),
     }

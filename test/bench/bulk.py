@@ -7,7 +7,8 @@ import functools
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from test.bench.child import DIES_WITH_US
@@ -28,15 +29,12 @@ _LIMIT = 300.0
 def measure(ground: Ground, report: Report, size: int, rounds: int) -> None:
     """Down and up through exec and port-forward; rates of bytes on their way, connecting left out."""
     big = ground.folder / "big"
-    with open("/dev/urandom", "rb") as source, open(big, "wb") as file:
-        for _ in range(size // _CHUNK):
-            file.write(source.read(_CHUNK))
-    size = big.stat().st_size
+    size = fill(big, size)
     exec_goals = (Goal(SPDY, at_least=0.6, against=FLOOR), Goal(SPDY, at_least=0.7, against=SSH))
-    for what, way in (("exec down", functools.partial(_down, str(big))), ("exec up", _up)):
+    for what, way in (("exec down", functools.partial(down, str(big))), ("exec up", up)):
         burnt: dict[str, list[float]] = {}
         measures = {
-            name: functools.partial(_counted, way, contender, size, burnt.setdefault(name, []), ground)
+            name: functools.partial(counted, way, contender, size, burnt.setdefault(name, []), ground.daemons)
             for name, contender in ground.contenders.items()
         }
         report.add(STAGE, Row(what, "MB/s", in_turns(measures, rounds, median), exec_goals))
@@ -52,12 +50,22 @@ def measure(ground: Ground, report: Report, size: int, rounds: int) -> None:
         for what, carry in (("port-forward down", _carry_down), ("port-forward up", _carry_up)):
             burnt = {}
             measures = {
-                name: functools.partial(_counted, carry, port, size, burnt.setdefault(name, []), ground)
+                name: functools.partial(
+                    counted, carry, port, size, burnt.setdefault(name, []), ground.daemons
+                )
                 for name, port in ports.items()
             }
             goals = (Goal(SPDY, at_least=0.6, against=FLOOR), Goal(SPDY, at_least=0.7, against=SSH))
             report.add(STAGE, Row(what, "MB/s", in_turns(measures, rounds, median), goals))
             _add_burnt(report, what, burnt)
+
+
+def fill(path: Path, size: int) -> int:
+    """Make a file of about so many random bytes; how many there are."""
+    with open("/dev/urandom", "rb") as source, open(path, "wb") as file:
+        for _ in range(size // _CHUNK):
+            file.write(source.read(_CHUNK))
+    return path.stat().st_size
 
 
 def _add_burnt(report: Report, what: str, burnt: dict[str, list[float]]) -> None:
@@ -66,10 +74,11 @@ def _add_burnt(report: Report, what: str, burnt: dict[str, list[float]]) -> None
     report.add(STAGE, Row(f"{what}: CPU of aranya + arhat", "s per GB", values, goals))
 
 
-def _counted(
-    way: Callable[[Whom, int], float], whom: Whom, size: int, burnt: list[float], ground: Ground
+def counted(
+    way: Callable[[Whom, int], float], whom: Whom, size: int, burnt: list[float], daemons: Iterable[int]
 ) -> float:
-    processors = Processors(ground.daemons)
+    """The rate of a transfer; what these processes used for each GB is added to ``burnt``."""
+    processors = Processors(daemons)
     rate = way(whom, size)
     burnt.append(processors.used() / (size / _GB))
     return rate
@@ -96,7 +105,7 @@ def _started(contender: Contender, words: list[str]) -> Iterator[subprocess.Pope
                 pipe.close()
 
 
-def _down(path: str, contender: Contender, size: int) -> float:
+def down(path: str, contender: Contender, size: int) -> float:
     """From the first bytes to the last, on our end of the pipe."""
     with _started(contender, contender.command([READ, path])) as process:
         assert process.stdout is not None
@@ -110,7 +119,7 @@ def _down(path: str, contender: Contender, size: int) -> float:
         return (got - first) / took / _MB
 
 
-def _up(contender: Contender, size: int) -> float:
+def up(contender: Contender, size: int) -> float:
     """From our first byte until the device says that it has read the last."""
     zeros = memoryview(bytes(_CHUNK))
     with _started(contender, contender.command(WRITE, stdin=True)) as process:

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from test.bench.child import running
 from test.bench.contenders import NO_WEBSOCKET, ByKubectl, BySsh, Contender
 from test.bench.openssh import NoOpenSSH, openssh
 from test.bench.report import ARANYA, FLOOR, SPDY, SSH
 from test.cluster.binaries import find_or_build
-from test.cluster.daemons import Site, Twistd
+from test.cluster.daemons import Site, Twistd, free_port
 from test.cluster.plane import BRISK, Plane
 
 DEVICE = "my-edge-device"
@@ -39,6 +40,40 @@ class Ground:
     def only(self, *names: str) -> dict[str, Contender]:
         """Those of these names that take part in this run."""
         return {name: self.contenders[name] for name in names if name in self.contenders}
+
+    @contextlib.contextmanager
+    def device(self, name: str, spec: dict[str, Any] | None = None) -> Iterator[Twistd]:
+        """One device more, up until the end of the block."""
+        agent = self.site.add_device(name, spec)
+        try:
+            yield agent
+        finally:
+            agent.kill()
+            del self.site.devices[name]
+            self.site.edge.run("delete", "edgedevice", name, timeout=60)
+
+    @contextlib.contextmanager
+    def detour(self) -> Iterator[int]:
+        """
+        A port that devices which join meanwhile dial instead of the gateway's; nobody listens there yet.
+
+        aranya starts anew for it, and at the end; the device that was there before keeps its own way.
+        """
+        port = free_port()
+        self._restart((port,))
+        try:
+            yield port
+        finally:
+            self._restart(())
+
+    def _restart(self, detours: tuple[int, ...]) -> None:
+        site = self.site
+        site.detours = detours
+        site.controller.terminate()
+        site.controller.words = site.controller_words(site.gateway_port, site.health_port)
+        site.controller.start()
+        site.wait_ready()
+        site.wait_online(DEVICE)
 
 
 @contextlib.contextmanager

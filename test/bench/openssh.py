@@ -36,12 +36,16 @@ class OpenSSH:
 
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
-        self._port = port
+        self.port = port
 
     @property
     def environment(self) -> Mapping[str, str]:
         """No agent, no configuration of whoever runs this."""
         return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._folder)}
+
+    def by(self, port: int) -> OpenSSH:
+        """The same server, reached by another port that leads there."""
+        return OpenSSH(self._folder, port)
 
     def client(self, *flags: str, words: list[str] | None = None, stdin: bool = False) -> list[str]:
         """The words of one ssh client, as a stranger to all configuration."""
@@ -57,7 +61,7 @@ class OpenSSH:
         given = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         user = pwd.getpwuid(os.getuid()).pw_name
         quiet = [] if stdin else ["-n"]
-        where = ["-p", str(self._port), f"{user}@127.0.0.1"]
+        where = ["-p", str(self.port), f"{user}@127.0.0.1"]
         return ["ssh", "-F", "/dev/null", *given, *quiet, *flags, *where, *(words or [])]
 
 

@@ -16,14 +16,20 @@ ARANYA = "aranya"
 SPDY = "aranya, SPDY"
 SSH = "ssh"
 FLOOR = "floor"
+#: A device whose sessions end with its link.
+BRIEF = "aranya, grace 0"
 
 #: The columns, in this order; a row leaves out what it has no figure for.
-CONTENDERS = (ARANYA, SPDY, SSH, FLOOR)
+CONTENDERS = (ARANYA, SPDY, BRIEF, SSH, FLOOR)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound: on the ratio of ``ours`` to ``against``, or on ``ours`` itself."""
+    """
+    A bound: on the ratio of ``ours`` to ``against``, or on ``ours`` itself.
+
+    Without a bound the figure is only shown.
+    """
 
     ours: str
     at_most: float | None = None
@@ -45,12 +51,13 @@ class Goal:
     def text(self, values: Mapping[str, float]) -> str:
         """The figure, its bound, and whether it holds."""
         figure = self.figure(values)
-        sign, bound = ("≤", self.at_most) if self.at_most is not None else ("≥", self.at_least)
-        assert bound is not None
-        reached = figure is not None and (figure <= bound if sign == "≤" else figure >= bound)
         joint = "-" if self.beyond else "/"
         name = f"{self.ours} {joint} {self.against}" if self.against else self.ours
         shown = "?" if figure is None else number(figure)
+        sign, bound = ("≤", self.at_most) if self.at_most is not None else ("≥", self.at_least)
+        if bound is None:
+            return f"{name}: {shown}"
+        reached = figure is not None and (figure <= bound if sign == "≤" else figure >= bound)
         return f"{name}: {shown} ({sign} {bound:g}{'' if reached else ', missed'})"
 
 

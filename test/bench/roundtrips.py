@@ -17,7 +17,7 @@ STAGE = "One command"
 def measure(ground: Ground, report: Report, rounds: int) -> None:
     """``exec … true`` by everyone, and what kubectl needs for less."""
     everyone = {
-        name: functools.partial(_seconds_of, contender.command(TRUE), contender.environment)
+        name: functools.partial(seconds_of, contender.command(TRUE), contender.environment)
         for name, contender in ground.contenders.items()
     }
     for each in everyone.values():
@@ -31,7 +31,7 @@ def measure(ground: Ground, report: Report, rounds: int) -> None:
     report.add(STAGE, Row("exec true", "ms", _in_ms(found), goals, "ssh connects anew each time"))
     kubectl = ground.site.edge
     less = {
-        what: functools.partial(_seconds_of, kubectl.command(*words), kubectl.environment())
+        what: functools.partial(seconds_of, kubectl.command(*words), kubectl.environment())
         for what, words in {
             "kubectl version --client": ("version", "--client"),
             "kubectl get pod": ("get", "pod", DEVICE),
@@ -43,10 +43,11 @@ def measure(ground: Ground, report: Report, rounds: int) -> None:
 
 def typical(contender: Contender, rounds: int = 5) -> float:
     """Seconds that one ``true`` takes."""
-    return median(_seconds_of(contender.command(TRUE), contender.environment) for _ in range(rounds))
+    return median(seconds_of(contender.command(TRUE), contender.environment) for _ in range(rounds))
 
 
-def _seconds_of(words: Sequence[str], environment: Mapping[str, str]) -> float:
+def seconds_of(words: Sequence[str], environment: Mapping[str, str]) -> float:
+    """How long a command takes that ends well."""
     began = time.perf_counter()
     done = subprocess.run(
         words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
