@@ -640,15 +640,20 @@ class DialTests(LoopbackCase):
         told = [event for event in events if "the disk is gone" in str(event.get("reason"))]
         self.assertEqual(len(told), 1)
 
-    async def test_resume(self) -> None:
-        """A session outlives a broken connection; its answer arrives on the next one."""
-        dial, holding = self.dial(await self.join(), acceptor=Holding())
-        assert isinstance(holding, Holding)
+    async def held(self) -> tuple[Dial, Holding, Listening]:
+        """A device with a session that is not answered yet, and who waits for the answer."""
+        holding, listening = Holding(), Listening()
+        dial, _ = self.dial(await self.join(), acceptor=holding)
         await self.until(lambda: self.registry.get(KEY) is not None)
-        device, listening = self.registry.get(KEY), Listening()
+        device = self.registry.get(KEY)
         assert device is not None
         device.open(Exec((b"true",)), listening)
         await self.until(lambda: bool(holding.channels))
+        return dial, holding, listening
+
+    async def test_resume(self) -> None:
+        """A session outlives a broken connection; its answer arrives on the next one."""
+        dial, holding, listening = await self.held()
         for wait in range(3):
             before = self.registry.get(KEY)
             assert dial._tether.transport is not None
@@ -663,13 +668,7 @@ class DialTests(LoopbackCase):
 
     async def test_stop_ends_sessions(self) -> None:
         """An agent that stops leaves nobody to be waited for: what it served is lost at once."""
-        dial, holding = self.dial(await self.join(), acceptor=Holding())
-        assert isinstance(holding, Holding)
-        await self.until(lambda: self.registry.get(KEY) is not None)
-        device, listening = self.registry.get(KEY), Listening()
-        assert device is not None
-        device.open(Exec((b"true",)), listening)
-        await self.until(lambda: bool(holding.channels))
+        dial, _, listening = await self.held()
         await cast(Deferred[None], dial.stopService())
         await listening.over
         assert listening.reason is not None

@@ -73,6 +73,7 @@ class Twistd:
         self.words = list(words)
         self.folder = folder
         self.log = folder / f"{name}.log"
+        self.program: Sequence[str] = (str(PROGRAMS / "twistd"),)
         self._env = env or {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -86,7 +87,7 @@ class Twistd:
         """Start it, its output added to the log."""
         assert not self.is_alive(), f"{self.name} runs already"
         self.folder.mkdir(parents=True, exist_ok=True)
-        words = ["setpriv", "--pdeathsig", "KILL", "--", str(PROGRAMS / "twistd"), "-n", "--pidfile="]
+        words = ["setpriv", "--pdeathsig", "KILL", "--", *self.program, "-n", "--pidfile="]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [*words, *self.words, *more],

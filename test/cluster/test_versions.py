@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 
-from test.cluster.daemons import ROOT, Twistd, wait_until
+from test.cluster.daemons import Twistd, wait_until
 from test.cluster.kubectl import Kubectl
 from test.cluster.otherversion import SPEAKS
 from test.cluster.session import SOON
@@ -35,28 +34,7 @@ class OtherVersion(Twistd):
 
     def __init__(self, daemon: Twistd, speaks: str) -> None:
         super().__init__(daemon.name, daemon.words, daemon.folder, {SPEAKS: speaks})
-
-    def start(self, *more: str) -> None:
-        """Start it, its output added to the log."""
-        assert not self.is_alive(), f"{self.name} runs already"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "test.cluster.otherversion", "-n", "--pidfile="]
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *words, *self.words, *more],
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={
-                    "PATH": os.environ.get("PATH", os.defpath),
-                    "HOME": os.environ.get("HOME", "/"),
-                    "PYTHONPATH": str(ROOT),
-                    "PYTHONUNBUFFERED": "1",
-                    **self._env,
-                },
-                start_new_session=True,
-            )
+        self.program = (sys.executable, "-m", "test.cluster.otherversion")
 
 
 class VersionCase(FlappingCase):

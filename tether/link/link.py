@@ -405,11 +405,15 @@ class Tether:
         if self._grace_call is not None:
             self._grace_call.cancel()
             self._grace_call = None
-        for event in self.mux.abandon(Reason(ResetCode.LOST, reason)):
+        lost = Reason(ResetCode.LOST, reason)
+        for event in self.mux.abandon(lost):
             channel = self._channels.get(event.stream)
             if channel is not None:
                 if isinstance(event, StreamBroken):
                     channel.broke(event.reason)
                 else:
                     channel.closed_at_last()
+        for channel in list(self._channels.values()):
+            # One whose end came with an introduction that made no sense, so that it was not heard.
+            channel.broke(lost)
         self.later(lambda: self._watcher.link_over(self))

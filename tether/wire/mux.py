@@ -30,8 +30,16 @@ A new link
     dropped and the rest goes again. Of one that it does not list: an ``Open`` of
     ours that nothing came back for never arrived and goes again (``Open`` frames
     go in the order of their ids, so what arrived is a prefix); one on which both
-    ends were sent is history there; any other is lost. If either process is
-    another one than before, all streams are lost.
+    ends were sent is history there; any other is lost.
+
+Whether streams go on
+    They do if each ``Hello`` names the other's instance, else all are lost, so both
+    sides judge alike on any link. A side that lost its streams, or is new, names the
+    other only when it knows that a ``Hello`` of its own has been heard since: the
+    other lost what it held then. Having heard the other's is not enough, or both
+    might meet on the next link with streams of different times, and a request would
+    be carried out twice, or one stream's bytes arrive on another. Any frame but
+    ``Hello`` and ``Goodbye`` is the proof; a ``Pong`` is said at once to give it.
 
 A peer that makes this side answer without reading the answers is dropped when
 ``_ANSWERS_LIMIT`` of them wait.
@@ -119,7 +127,7 @@ class Mux:
         self._peer_window = 0
         self._links = 0  # how many there were
         self._newest = (b"", 0)  # whose Hello came last, and its number
-        self._peer_knows = False  # the peer is known to have heard of this side since the streams began
+        self._peer_knows = False  # it is known to have heard this side since streams were lost last
         # What belongs to the present link; ``detach`` forgets it.
         self._introduction: Hello | None = None  # to be sent
         self._introduced = False  # the peer's was received

@@ -619,6 +619,15 @@ class GraceTests(PairCase):
         self.assertEqual(receiver.reason, Reason(ResetCode.LOST, "the other side was restarted"))
         self.assertEqual(receiver.ended, ["reset", "closed"])
 
+    def test_restarted_peer_of_no_sense(self) -> None:
+        """Streams end with a restarted peer also when the rest of what it says makes no sense."""
+        _, receiver = self.opened()
+        self.pair.cut()
+        introduction = PeerIntroduction("arhat", instance=b"n" * 16, facts=DeviceFacts(hostname="x" * 5000))
+        self.pair.agent = Tether(Role.AGENT, self.clock, introduction, Acceptance(), Watch())
+        self.pair.rejoin()
+        self.assertEqual(receiver.ended, ["reset", "closed"])
+
     def test_newer_connection_takes_over(self) -> None:
         """A new connection takes the place of one that is still up, with its streams."""
         _, receiver = self.opened()

@@ -271,7 +271,7 @@ class End:
             case StreamOpened(stream, request):
                 self._opened(sender, stream, request)
             case DataArrived(stream, lane, data):
-                self._arrived(sender, self._listening(stream), lane, data)
+                self._arrived(sender, stream, lane, data)
             case StreamFinished(stream):
                 half = self._listening(stream)
                 assert not half.finish_arrived, f"{stream} finished twice"
@@ -314,12 +314,11 @@ class End:
         assert half.live, f"{stream}: something came after the end: {half}"
         return half
 
-    def _arrived(self, sender: End, half: Half, lane: int, data: bytes) -> None:
+    def _arrived(self, sender: End, stream: int, lane: int, data: bytes) -> None:
+        half = self._listening(stream)
         assert not half.finish_arrived, "data after the end"
         half.backlog += len(data)
-        unheard = (
-            next(talk for talk in self.talks.values() if talk.halves[self] is half).halves[sender].unheard
-        )
+        unheard = self.talks[stream].halves[sender].unheard
         while data:
             assert unheard, "more came than was said"
             said_on, said = unheard.popleft()
@@ -344,9 +343,7 @@ class End:
         half.closed = True
         assert half.finished and half.finish_heard, f"closed before both ends were heard: {half}"
         if not talk.lost:
-            assert other is not None and other.finish_heard, (
-                f"closed, though the other end did not hear all: {other}"
-            )
+            assert other is not None and other.finish_heard, f"closed, but not all was heard: {other}"
 
 
 class World:
@@ -437,9 +434,7 @@ class World:
                 facing = other.mux._streams.get(stream.id)
                 if facing is not None and talk.halves.get(other) and not talk.lost:
                     assert outbound.limit <= facing.ledger.limit, "more credit than was granted"
-                    assert outbound.acknowledged <= facing.ledger.delivered, (
-                        "acknowledged before it was handed on"
-                    )
+                    assert outbound.acknowledged <= facing.ledger.delivered, "acknowledged too early"
                     assert facing.was_reset or facing.ledger.received <= outbound.sent
 
     def _check_quiet(self) -> None:
@@ -466,7 +461,7 @@ def check_mux(mux: Mux) -> None:
         assert queue.keys() <= streams.keys(), "a stream that is history waits for its turn"
     assert mux._turns._bulk_until.keys() <= streams.keys()
     assert mux._own == sum(stream % 2 == mux.role.value % 2 for stream in streams)
-    assert all(not mux._turns._little.get(stream, False) for stream in mux._turns._bulk)
+    assert not mux._turns._little.keys() & mux._turns._bulk.keys()
     for stream in streams.values():
         ledger, outbound = stream.ledger, stream.outbound
         assert 0 <= ledger.delivered <= ledger.received <= ledger.limit + stream.inbound_finished
@@ -479,9 +474,8 @@ def check_mux(mux: Mux) -> None:
         assert all(frame.end > outbound.acknowledged for frame in kept), "kept for nothing"
         in_part = outbound.acknowledged - kept[0].offset if kept and not stream.was_reset else 0
         if not stream.was_reset:
-            assert sum(frame.end - frame.offset for frame in kept) == outbound.kept + in_part, (
-                "not all is kept"
-            )
+            size = sum(frame.end - frame.offset for frame in kept)
+            assert size == outbound.kept + in_part, "not all is kept, or more than that"
         assert outbound._again_size == sum(frame.end - frame.offset for frame in outbound._again)
         assert set(map(id, outbound._again)) <= set(map(id, kept)), "to be sent again, but not kept"
         assert outbound.on_the_way + in_part >= 0

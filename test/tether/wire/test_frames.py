@@ -17,10 +17,12 @@ from tether.wire.frames import (
     TEXT_LIMIT,
     Credit,
     Data,
+    Duty,
     Finish,
     Frame,
     Goodbye,
     Hello,
+    OnDuty,
     Open,
     Ping,
     Pong,
@@ -45,6 +47,9 @@ ANY = st.one_of(
         window=st.integers(0, 1 << 26),
         streams=st.lists(st.builds(StreamState, IDS, OFFSETS, OFFSETS), max_size=3).map(tuple),
         peer_instance=st.sampled_from((b"", b"p" * 16)),
+        started=IDS,
+        companions=st.frozensets(st.binary(min_size=16, max_size=16), max_size=3),
+        number=IDS,
     ),
     st.builds(
         Open, IDS, st.integers(0, 1 << 26), st.sampled_from((b"", encode_request(Exec((b"a", b"\xff")))))
@@ -56,6 +61,7 @@ ANY = st.one_of(
     st.builds(Ping, IDS),
     st.builds(Pong, IDS),
     st.builds(Goodbye, LINES, st.booleans()),
+    st.builds(OnDuty, st.sampled_from(Duty)),
 )
 
 
@@ -96,6 +102,26 @@ class FramesTests(SynchronousTestCase):
             decode(message.SerializeToString()), [Reset(0, 0, Reason(ResetCode.UNSPECIFIED, ""))]
         )
 
+    def test_duties(self) -> None:
+        """Duties have the numbers of the schema; one of a newer peer, or none, is no word of duty."""
+        names = {f"DUTY_{duty.name}": int(duty) for duty in Duty}
+        self.assertEqual(names | {"DUTY_UNSPECIFIED": 0}, dict(schema.DutyKind.items()))
+        message = schema.Message()
+        for kind in (77, 0, 2):
+            frame = message.frames.add()
+            frame.duty.SetInParent()
+            frame.duty.kind = kind  # type: ignore[assignment]  # an enum is an int on the wire
+        self.assertEqual(decode(message.SerializeToString()), [OnDuty(Duty.STANDBY)])
+
+    def test_older_hello(self) -> None:
+        """A peer that knows nothing of ages, companions and numbers has none."""
+        message = schema.Message()
+        message.frames.add().hello.protocol = 1
+        message.frames[0].hello.instance = b"i" * 16
+        [hello] = decode(message.SerializeToString())
+        assert isinstance(hello, Hello)
+        self.assertEqual((hello.started, hello.companions, hello.number), (0, frozenset(), 0))
+
     def test_caps(self) -> None:
         """Whatever is too long, too many or of another protocol is a violation with its reason."""
         hello = Hello(instance=b"i" * 16)
@@ -113,6 +139,14 @@ class FramesTests(SynchronousTestCase):
             (
                 encode([Hello(instance=b"i" * 16, streams=(StreamState(1, 1, 1),) * 8193)]),
                 "streams held, more than",
+            ),
+            (
+                encode([Hello(instance=b"i" * 16, companions=frozenset(bytes([n]) * 16 for n in range(65)))]),
+                "65 companions, more than 64",
+            ),
+            (
+                encode([Hello(instance=b"i" * 16, companions=frozenset((b"short",)))]),
+                "a companion of 5 bytes",
             ),
             (encode([Open(1, 1, encode_large(1024 * 1024 + 1))]), "a request of"),
             (encode([Hello(instance=b"i" * 16, facts=encode_large(300_000))]), "an introduction is longer"),

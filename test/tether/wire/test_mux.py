@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from test.tether.wire.pair import MuxPair
 from tether.errors import LinkLost, LocalMisuse, Reason, RemoteViolation, ResetCode, StreamReset
+from tether.verbs.codec import encode_request
+from tether.verbs.requests import Exec
 from tether.wire import frames
 from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
+    DutyTold,
+    Introduced,
     PongArrived,
     StreamBroken,
     StreamClosed,
@@ -23,10 +29,12 @@ from tether.wire.frames import (
     WINDOW_LIMIT,
     Credit,
     Data,
+    Duty,
     Finish,
     Frame,
     Goodbye,
     Hello,
+    OnDuty,
     Open,
     Ping,
     Pong,
@@ -62,6 +70,12 @@ class StreamTests(PairCase):
         outbound = Outbound(2, 0)
         outbound.acknowledge(0, 1 << 60)
         self.assertEqual(outbound.limit, WINDOW_LIMIT)
+
+    def test_credit_never_falls(self) -> None:
+        """What was granted once is not taken back by a Credit that says less, or that comes late."""
+        outbound = Outbound(2, 100)
+        outbound.acknowledge(0, 50)
+        self.assertEqual(outbound.limit, 100)
 
     def test_ids(self) -> None:
         """Ids are even from the controller, odd from the agent, and never used twice."""
@@ -159,6 +173,46 @@ class StreamTests(PairCase):
             self.controller.send(self.stream, Lane.RESULT, b"x" * 32769)
         with self.assertRaises(LocalMisuse):
             self.controller.delivered(self.stream, 1)
+
+    def test_thousands_reset_at_once(self) -> None:
+        """All streams may be reset at once: a peer that reads only then is no flood."""
+        streams = [self.controller.open(b"") for _ in range(STREAMS_LIMIT - 1)]
+        self.pair.flush()
+        for stream in streams:
+            self.controller.reset(stream, GONE)
+        while (message := self.controller.next_message()) is not None:
+            self.pair.arrive(self.agent, message)
+        self.pair.flush()
+        self.assertEqual((len(self.controller), len(self.agent)), (1, 1))
+
+    def test_thousands_close_at_once(self) -> None:
+        """All streams may close at once, and be reset by whoever has not heard of it yet."""
+        streams = [self.controller.open(b"") for _ in range(STREAMS_LIMIT - 1)]
+        self.pair.flush()
+        for stream in streams:
+            self.controller.finish(stream)
+            self.agent.finish(stream)
+        self.pair.forget()
+        while (message := self.controller.next_message()) is not None:
+            self.agent.receive(message)
+        while (message := self.agent.next_message()) is not None:
+            self.pair.arrive(self.controller, message)
+        while (message := self.controller.next_message()) is not None:
+            self.agent.receive(message)
+        for stream in streams:
+            self.controller.reset(stream, GONE)
+            self.assertTrue(self.agent.delivered(stream, 1))
+        while (message := self.controller.next_message()) is not None:
+            self.agent.receive(message)
+        self.pair.flush()
+        self.assertEqual((len(self.controller), len(self.agent)), (1, 1))
+
+    def test_many_pings(self) -> None:
+        """However many pings wait, each message is lawful."""
+        for token in range(3000):
+            self.controller.ping(token)
+        self.pair.flush()
+        self.assertEqual(self.pair.heard[self.controller], [PongArrived(token) for token in range(3000)])
 
     def test_ping(self) -> None:
         """A ping is answered with its token."""
@@ -397,13 +451,144 @@ class ReturnTests(PairCase):
         self.assertFalse(self.agent.holds(self.stream))
         self.assertIn(StreamClosed(2), self.pair.heard[self.agent])
 
+    def test_lost_open_goes_first(self) -> None:
+        """An Open that was lost goes before one of a stream that was opened before the peer's Hello."""
+        lost = self.controller.open(b"")
+        self.pair.move(self.controller, lose=True)
+        self.pair.detach()
+        self.pair.attach()
+        later = self.controller.open(b"")
+        self.pair.flush()
+        self.assertEqual(
+            [event for event in self.pair.heard[self.agent] if isinstance(event, StreamOpened)],
+            [StreamOpened(lost, b""), StreamOpened(later, b"")],
+        )
+        self.assertEqual((len(self.controller), len(self.agent)), (3, 3))
+
+    def test_acknowledged_before_it_goes_again(self) -> None:
+        """What is acknowledged before it went again does not go, and does not hold up others."""
+        self.pair = pair = MuxPair(window=20_000)
+        stream, other = pair.controller.open(b""), pair.controller.open(b"")
+        pair.flush()
+        pair.controller.send(stream, 0, b"x" * 10_000)
+        message = pair.controller.next_message()
+        assert message is not None
+        pair.agent.receive(message)
+        pair.detach()
+        pair.attach()
+        pair.move(pair.controller)
+        pair.move(pair.agent)
+        pair.controller.send(other, 0, b"y" * 5_000)
+        pair.agent.delivered(stream, 10_000)
+        pair.move(pair.agent)
+        pair.forget()
+        pair.move(pair.controller)
+        self.assertEqual(pair.frames[pair.controller], [Data(other, 0, 0, b"y" * 5_000)])
+
+    def test_half_a_link(self) -> None:
+        """Who gave up, and was not heard when it said so, does not take up what it gave up."""
+        stream = self.controller.open(b"")
+        self.pair.flush()
+        self.pair.detach()
+        self.agent.abandon(GONE)
+        self.pair.attach()
+        self.pair.move(self.controller)
+        self.pair.move(self.agent, lose=True)
+        self.back()
+        opened = [event for event in self.pair.heard[self.agent] if isinstance(event, StreamOpened)]
+        self.assertEqual([event.stream for event in opened], [stream])
+        self.assertEqual((len(self.controller), len(self.agent)), (0, 0))
+        self.assertEqual(
+            [event.stream for event in self.pair.heard[self.controller] if isinstance(event, StreamBroken)],
+            [self.stream, stream],
+        )
+
+    def test_half_a_link_of_a_fresh_mux(self) -> None:
+        """A process that forgot its peer starts anew with it, though ids and instance are those of before."""
+        self.agent.send(self.stream, 0, b"of the old")
+        self.replace(self.controller, b"c" * 16)
+        self.pair.attach()
+        self.pair.move(self.agent)
+        self.assertEqual(self.pair.controller.open(b""), self.stream)
+        self.pair.move(self.pair.controller, lose=True)
+        self.back()
+        stream = self.pair.controller.open(b"")
+        self.pair.flush()
+        heard = self.pair.heard[self.pair.controller]
+        self.assertEqual([event for event in heard if isinstance(event, DataArrived)], [])
+        self.assertTrue(self.agent.holds(stream))
+        self.assertEqual((len(self.pair.controller), len(self.agent)), (1, 1))
+
+    def test_first_link_is_cut_early(self) -> None:
+        """A first link that carried no more than Hellos and an answer to them is enough to go on."""
+        pair = MuxPair()
+        stream = pair.controller.open(b"")
+        pair.move(pair.controller)
+        pair.detach()
+        pair.attach()
+        pair.flush()
+        self.assertTrue(pair.controller.holds(stream))
+        self.assertEqual(
+            [event.resumed for event in pair.heard[pair.agent] if isinstance(event, Introduced)], [True]
+        )
+
+    def test_answered_hello(self) -> None:
+        """A Hello after which nothing goes on is answered, one after which all goes on is not."""
+        pair = MuxPair()
+        pair.detach()
+        pair.attach()
+        pair.flush()
+        for mux in (pair.controller, pair.agent):
+            self.assertEqual([type(frame) for frame in pair.frames[mux]], [Hello])
+            mux.abandon(GONE)
+        pair.attach()
+        pair.flush()
+        for mux in (pair.controller, pair.agent):
+            self.assertEqual(pair.frames[mux][-1], Pong(0))
+
+    def test_closed_between_hellos(self) -> None:
+        """A process that was restarted hears no answer about streams that it never knew."""
+        self.controller.finish(self.stream)
+        self.agent.send(self.stream, 0, b"x")
+        self.agent.finish(self.stream)
+        self.pair.move(self.controller)
+        message = self.agent.next_message()
+        assert message is not None
+        self.controller.receive(message)
+        self.replace(self.agent, b"n" * 16)
+        self.pair.attach()
+        self.assertTrue(self.controller.delivered(self.stream, 2))
+        self.pair.flush()
+        self.assertTrue(self.pair.agent.introduced)
+
+    def test_late(self) -> None:
+        """A Hello of an older link is known for what it is; another process counts for itself."""
+        hellos = []
+        for _ in range(3):
+            self.pair.detach()
+            self.pair.attach()
+            message = self.agent.next_message()
+            assert message is not None
+            hellos += [frame for frame in frames.decode(message) if isinstance(frame, Hello)]
+        self.controller.receive(frames.encode([hellos[1]]))
+        self.assertEqual([self.controller.is_late(hello) for hello in hellos], [True, True, False])
+        self.assertFalse(self.controller.is_late(replace(hellos[0], instance=b"n" * 16)))
+        self.assertFalse(self.controller.is_late(replace(hellos[0], number=0)))
+
+    def replace(self, mux: Mux, instance: bytes) -> None:
+        """A fresh mux takes the place of this one, on no link yet."""
+        self.pair.detach()
+        fresh = Mux(mux.role, instance)
+        if mux is self.agent:
+            self.pair.agent = fresh
+        else:
+            self.pair.controller = fresh
+        del self.pair.heard[mux], self.pair.frames[mux]
+        self.pair.heard[fresh], self.pair.frames[fresh] = [], []
+
     def test_restart(self) -> None:
         """Streams of a process that is gone are lost, and the next link works."""
-        self.pair.detach()
-        self.pair.agent = Mux(Role.AGENT, b"n" * 16)
-        self.pair.heard[self.pair.agent] = []
-        self.pair.frames[self.pair.agent] = []
-        del self.pair.heard[self.agent]
+        self.replace(self.agent, b"n" * 16)
         self.pair.attach()
         self.pair.flush()
         broken = [event for event in self.pair.heard[self.controller] if isinstance(event, StreamBroken)]
@@ -420,6 +605,55 @@ class ReturnTests(PairCase):
         self.pair.flush()
         self.assertEqual(len(self.controller), 0)
         self.assertEqual(self.pair.heard[self.controller][1].reason.code, ResetCode.LOST)
+
+
+class DutyTests(PairCase):
+    """Who takes new sessions."""
+
+    def duties(self, mux: Mux) -> list[Duty]:
+        """What ``mux`` was told."""
+        return [event.duty for event in self.pair.heard[mux] if isinstance(event, DutyTold)]
+
+    def test_told(self) -> None:
+        """Either side tells the other, and the newest word counts."""
+        self.controller.tell_duty(Duty.STANDBY)
+        self.controller.tell_duty(Duty.ACTIVE)
+        self.agent.tell_duty(Duty.DRAINING)
+        self.pair.flush()
+        self.assertEqual(self.duties(self.agent), [Duty.ACTIVE])
+        self.assertEqual(self.duties(self.controller), [Duty.DRAINING])
+
+    def test_told_anew(self) -> None:
+        """A new link hears nothing of what was said on the last, whether it went or not."""
+        self.controller.tell_duty(Duty.ACTIVE)
+        self.pair.flush()
+        self.controller.tell_duty(Duty.STANDBY)
+        self.pair.forget()
+        self.pair.detach()
+        self.pair.attach()
+        self.pair.flush()
+        self.assertEqual(self.duties(self.agent), [])
+        self.controller.tell_duty(Duty.ACTIVE)
+        self.pair.flush()
+        self.assertEqual(self.duties(self.agent), [Duty.ACTIVE])
+
+    def test_waits_for_hello(self) -> None:
+        """What is said before the peer's Hello goes after it."""
+        self.pair.detach()
+        self.pair.attach()
+        self.controller.tell_duty(Duty.STANDBY)
+        self.pair.flush()
+        self.assertEqual(self.duties(self.agent), [Duty.STANDBY])
+
+    def test_behind_opens(self) -> None:
+        """It goes behind what was opened before, in however many messages that takes."""
+        request = encode_request(Exec((b"x" * 40_000,)))
+        streams = [self.controller.open(request) for _ in range(3)]
+        self.controller.tell_duty(Duty.STANDBY)
+        self.pair.flush()
+        self.assertGreater(self.pair.messages, 1)
+        heard = [event for event in self.pair.heard[self.agent] if isinstance(event, StreamOpened | DutyTold)]
+        self.assertEqual([getattr(event, "stream", 0) for event in heard], [*streams, 0])
 
 
 class ViolationTests(PairCase):
@@ -482,6 +716,27 @@ class ViolationTests(PairCase):
             for _ in range(20):
                 self.agent.receive(pings)
 
+    def test_full_of_answers(self) -> None:
+        """However many answers wait, what this side's user does never fails for it."""
+        self.controller.finish(self.stream)
+        self.agent.finish(self.stream)
+        self.pair.move(self.agent)
+        message = self.controller.next_message()
+        assert message is not None
+        self.agent.receive(message)
+        with self.assertRaises(RemoteViolation):
+            for _ in range(20):
+                self.agent.receive(frames.encode([Ping(1)] * 1000))
+        self.assertTrue(self.agent.delivered(self.stream, 1))
+
+    def test_an_end_before_the_breach(self) -> None:
+        """An end that the message told before it broke the law is not forgotten."""
+        self.refused(Reset(2, 0, GONE), Data(9, 0, 0, b"x"))
+        self.assertFalse(self.agent.holds(2))
+        lost = Reason(ResetCode.LOST, "lost")
+        self.assertEqual(self.agent.abandon(lost), [StreamBroken(2, GONE)])
+        self.assertEqual(self.agent.abandon(lost), [])
+
     def test_too_many_of_theirs(self) -> None:
         """One stream too many of the peer's is refused, and costs nothing."""
         opens = [Open(2 * number, 1, b"") for number in range(2, STREAMS_LIMIT + 2)]
@@ -498,6 +753,8 @@ class ViolationTests(PairCase):
     def test_repeated_open(self) -> None:
         """A repeated Open is ignored, one of a stream that is history is refused."""
         self.assertEqual(self.agent.receive(frames.encode([Open(2, 1, b"")])), [])
+        self.assertTrue(self.agent.holds(2))
+        self.assertIsNone(self.agent.next_message())
         self.controller.reset(self.stream, GONE)
         self.pair.flush()
         self.assertEqual(self.agent.receive(frames.encode([Open(2, 1, b"")])), [])
@@ -525,6 +782,7 @@ class ViolationTests(PairCase):
         st.builds(Open, st.integers(0, 9), st.integers(0, 99), st.just(b"")),
         st.builds(Ping, st.integers(0, 9)),
         st.builds(Goodbye, st.just("x"), st.booleans()),
+        st.builds(OnDuty, st.sampled_from(Duty)),
     )
 
     @settings(max_examples=200, deadline=None)
