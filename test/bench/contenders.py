@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,10 +77,13 @@ class ByKubectl:
             found = re.search(r":(\d+) ->", line)
             if found is None:
                 raise RuntimeError(f"kubectl port-forward: {line}{process.stderr.read().decode()}")
+            # It tells of each connection, and stands still when nobody reads that.
+            reader = threading.Thread(target=process.stdout.readlines, daemon=True)
+            reader.start()
             yield int(found[1])
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def _measure_cuts(
     report.add(STAGE, Row(f"… worst of {cuts}", "ms", _ms({**old.gaps, **others}, max)))
     remark = "the rest is a wait of random length, up to 0.5 s, lest all devices come at once"
     report.add(STAGE, Row("… of it, since the agent dialled", "ms", _ms({ARANYA: old.dialled}), (), remark))
-    what, remark = "bytes again, the link cut when it is 2 s old", "the random wait is up to 2 s"
+    what, remark = "bytes again, the link cut when it is 2 s old", "the random wait is up to 1 s"
     report.add(STAGE, Row(what, "ms", _ms({**young.gaps, **compared}), bounds, remark))
     report.add(STAGE, Row(f"… worst of {cuts}", "ms", _ms(young.gaps, max)))
     report.add(STAGE, Row("… of it, since the agent dialled", "ms", _ms({ARANYA: young.dialled})))
