@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -36,10 +37,48 @@ SIZES = st.one_of(st.integers(1, 40), st.integers(-20, -1), st.integers(-8, -3))
 LIMITS = st.one_of(st.integers(1, 70), st.just(65536))
 COUNTS = st.integers(1, 6)
 ARRIVING = st.tuples(st.integers(0, 3), st.integers(0, 3))
-BOTH = st.tuples(st.booleans(), st.booleans())
 #: Whether an end forgets the other, and how. Mostly not, or nothing else would be tried.
 LOSSES = st.sampled_from((*[None] * 12, "abandon", "restart", "forget", "abandon late"))
 ACTS = st.sampled_from(("open", "hand_on", "hand_on", "hand_on", "finish", "reset"))
+
+
+#: The course of a stream: what is done, and whether by who opened it (0) or by the other (1).
+COURSE = (
+    ("say", 0),
+    ("finish", 0),
+    ("go", 0),
+    ("hear", 1),
+    ("say", 1),
+    ("finish", 1),
+    ("go", 1),
+    ("hear", 0),
+    ("go", 0),
+    ("hear", 1),
+    ("go", 1),
+    ("hear", 0),
+    ("go", 0),
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """Which part of the course a stream takes at once."""
+
+    which: int
+    request: int
+    sizes: tuple[int, int]
+    until: int
+    without: frozenset[int]
+
+
+SCRIPTS = st.builds(
+    Script,
+    which=WHICH,
+    request=st.sampled_from((0, 0, 0, 70_000)),
+    sizes=st.tuples(SIZES, SIZES),
+    until=st.integers(0, len(COURSE)),
+    without=st.frozensets(st.integers(0, len(COURSE) - 1), max_size=3),
+)
 
 
 class Theme(Enum):
@@ -62,9 +101,15 @@ class Flaps(RuleBasedStateMachine):
     theme: Theme
 
     @initialize(
-        theme=st.sampled_from(Theme), windows=WINDOWS, hellos=st.sampled_from((3, 3, 3, 2, 1)), first=SIDES
+        theme=st.sampled_from(Theme),
+        windows=WINDOWS,
+        hellos=st.sampled_from((3, 3, 3, 2, 1)),
+        first=SIDES,
+        scripts=st.lists(SCRIPTS, max_size=3),
     )
-    def begin(self, theme: Theme, windows: tuple[int, int], hellos: int, first: int) -> None:
+    def begin(
+        self, theme: Theme, windows: tuple[int, int], hellos: int, first: int, scripts: list[Script]
+    ) -> None:
         self.theme = theme
         self.world = World(LARGE if theme is Theme.BULK else windows)
         self.join()
@@ -73,6 +118,8 @@ class Flaps(RuleBasedStateMachine):
             self.world.ends[1 - side].take()
         if hellos == 3:
             self.world.exchange(65536)
+        for script in scripts:
+            self.talk(script)
 
     def join(self) -> None:
         """Both take a new line."""
@@ -128,7 +175,7 @@ class Flaps(RuleBasedStateMachine):
         ends = self.ends(lambda end: end.line is not None)
         ends[which % len(ends)].detach()
 
-    @during()
+    @during(Theme.HELLOS)
     @rule()
     def dial(self) -> None:
         """The agent takes a new line of which the controller hears later, or never."""
@@ -136,7 +183,7 @@ class Flaps(RuleBasedStateMachine):
         agent.attach(self.world.connect())
         agent.pull(1)
 
-    @during(when=lambda run: run.world.free_lines(run.world.ends[0]))
+    @during(Theme.HELLOS, when=lambda run: run.world.free_lines(run.world.ends[0]))
     @rule(which=WHICH)
     def accept(self, which: int) -> None:
         """The controller takes a line, not always the newest."""
@@ -179,14 +226,14 @@ class Flaps(RuleBasedStateMachine):
 
     # ---- messages
 
-    @during(Theme.BULK, when=lambda run: run.ends(lambda end: end.line is not None))
+    @during(Theme.HELLOS, Theme.BULK, when=lambda run: run.ends(lambda end: end.line is not None))
     @rule(which=WHICH, limit=LIMITS, count=COUNTS)
     def pull(self, which: int, limit: int, count: int) -> None:
         ends = self.ends(lambda end: end.line is not None)
         for _ in range(count):
             ends[which % len(ends)].pull(limit)
 
-    @during(Theme.BULK, when=lambda run: run.ends(lambda end: end.may_take))
+    @during(Theme.HELLOS, Theme.BULK, when=lambda run: run.ends(lambda end: end.may_take))
     @rule(which=WHICH, count=COUNTS)
     def take(self, which: int, count: int) -> None:
         ends = self.ends(lambda end: end.may_take)
@@ -197,53 +244,41 @@ class Flaps(RuleBasedStateMachine):
     @rule(limit=LIMITS)
     def exchange(self, limit: int) -> None:
         """All there is goes and comes, and nothing is handed on."""
-        self.world.exchange(max(limit, 16))
+        self.world.exchange(max(limit, 16, self.world.windows[0] // 8))
 
     @during(Theme.HELLOS, when=lambda run: run.world.joined)
     @rule(limit=LIMITS)
     def settle(self, limit: int) -> None:
         """All there is goes and comes, and is handed on."""
-        self.world.settle(max(limit, 16))
+        self.world.settle(max(limit, 16, self.world.windows[0] // 8))
 
     # ---- streams
 
     @during(Theme.HELLOS, Theme.BULK, when=lambda run: run.ends(lambda end: end.may_open))
-    @rule(
-        which=WHICH,
-        request=st.sampled_from((0, 0, 0, 70_000)),
-        sizes=st.tuples(SIZES, SIZES),
-        finished=BOTH,
-        heard=BOTH,
-        beats=st.integers(0, 6),
-        under_way=st.booleans(),
-    )
-    def talk(
-        self,
-        which: int,
-        request: int,
-        sizes: tuple[int, int],
-        finished: tuple[bool, bool],
-        heard: tuple[bool, bool],
-        beats: int,
-        under_way: bool,
-    ) -> None:
-        """A stream on which both ends say something, part of which arrives and is handed on."""
-        ends = self.ends(lambda end: end.may_open)
-        opener = ends[which % len(ends)]
-        stream = opener.open(request)
-        for beat in range(beats):
-            end = self.world.ends[opener.side ^ beat % 2]
-            if stream in end.live():
-                if beat < 2:
-                    end.say(stream, 0, sizes[end.side])
-                    if finished[end.side]:
-                        end.finish(stream)
-                if heard[end.side]:
-                    end.hand_on(stream, ALL)
-            while end.pull(65536):
-                pass
-            while not (under_way and beat == beats - 1) and self.world.ends[1 - end.side].take():
-                pass
+    @rule(script=SCRIPTS)
+    def talk(self, script: Script) -> None:
+        """A stream that comes as far as its script."""
+        if not (ends := self.ends(lambda end: end.may_open)):
+            return
+        opener = ends[script.which % len(ends)]
+        stream = opener.open(script.request)
+        for number, (act, role) in enumerate(COURSE[: script.until]):
+            end = self.world.ends[opener.side ^ role]
+            if number in script.without:
+                continue
+            if act == "go":
+                while end.pull(65536):
+                    pass
+                while self.world.ends[1 - end.side].take():
+                    pass
+            elif stream not in end.live():
+                continue
+            elif act == "say":
+                end.say(stream, 0, script.sizes[role])
+            elif act == "finish":
+                end.finish(stream)
+            else:
+                end.hand_on(stream, ALL)
 
     @during(Theme.HELLOS, Theme.BULK, when=lambda run: run.halves(lambda half: not half.finished))
     @rule(which=WHICH, lane=LANES, size=SIZES)
