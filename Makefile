@@ -1,6 +1,6 @@
 # make demo      a cluster, a device and a few kubectl commands, left running until Ctrl-C
 # make test      every test, with a real control plane
-# make soak      the long tests, whole: 1 GiB through every door and 100 cuts, 10,000 execs; an hour
+# make soak      the long tests, whole: 1 GiB through every door and 100 cuts, 10,000 execs; an hour or more
 # make lint      ruff and mypy
 # make bench     speed and size, as ratios against ssh and the bare API server
 # All set-up goes into the checkout (.venv) and the user's cache.
@@ -25,6 +25,7 @@ test: venv packages controlplane
 	$(BIN)/python -m twisted.trial $(TESTS)
 
 soak: venv packages controlplane
+	EXAMPLES_TIMES=30 $(BIN)/python -m twisted.trial --temp-directory=_trial_temp_soak test.tether.wire.test_resume test.tether.wire.test_liar
 	$(BIN)/python -m twisted.trial --temp-directory=_trial_temp_soak test.cluster.soak
 
 lint: venv

@@ -317,4 +317,4 @@ class LiarTests(SynchronousTestCase):
 
     def test_any_lies(self) -> None:
         """Whatever a peer says is events or a violation, every stream ends, and memory stays bounded."""
-        run_state_machine_as_test(Lies, settings=thorough(600, steps=30))
+        run_state_machine_as_test(Lies, settings=thorough(800, steps=30))

@@ -332,4 +332,4 @@ class ResumeTests(SynchronousTestCase):
 
     def test_nothing_is_lost(self) -> None:
         """Whatever happens, all that was said is heard in order and once, and all ends alike at both ends."""
-        run_state_machine_as_test(Flaps, settings=thorough(900, steps=20))
+        run_state_machine_as_test(Flaps, settings=thorough(1800, steps=20))
