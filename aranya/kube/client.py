@@ -19,42 +19,38 @@ What has a deadline
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import orjson
-from OpenSSL import SSL
-from service_identity.exceptions import VerificationError
 from twisted.internet import error as network
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from aranya.interfaces import Change, Object, Patch, Resource
+from aranya.interfaces import Object, Patch, Resource
 from aranya.kube.credentials import ClusterAccess, InThread
 from aranya.kube.errors import ApiError, Gone, KubeError, Unreachable, error_of
 from aranya.kube.pace import Jitter
 from aranya.kube.transport import Way
-from aranya.kube.watch import Event, WatchDecoder, without_managed_fields
+from aranya.kube.trouble import died_unseen, plainly, was_cancelled
+from aranya.kube.watch import without_managed_fields
+from aranya.kube.watching import Watch
 
 DEADLINE_SECONDS = 30.0
 PAGE = 500
 #: One page of 500 large objects; more than that is not an answer but an attack or a mistake.
 BODY_LIMIT = 128 * 1024 * 1024
-#: How many events of a watch wait for their reader before the connection is paused.
-EVENTS_WAITING = 256
 WATCH_SECONDS = (300, 600)
-SILENCE_SECONDS = 180.0
 
 _JSON = "application/json"
 _T = TypeVar("_T")
@@ -301,15 +297,15 @@ class ApiClient:
             except KubeError:
                 raise
             except Exception as error:
-                if _was_cancelled(error):
+                if was_cancelled(error):
                     raise CancelledError() from None
-                if repeatable and not repeated and _died_unseen(error):
+                if repeatable and not repeated and died_unseen(error):
                     repeated = True
                     if self._way is not None:
                         # Connections that were idle together died together.
                         self._way.forget_idle()
                     continue
-                raise self._unreachable(_plain(error)) from None
+                raise self._unreachable(plainly(error)) from None
             if response.code == 401 and not renewed:
                 renewed = True
                 self._access.proofs.refused()
@@ -343,7 +339,7 @@ class ApiClient:
         except CancelledError:
             raise
         except Exception as error:
-            raise self._unreachable(_plain(error)) from None
+            raise self._unreachable(plainly(error)) from None
 
     def _unreachable(self, why: str) -> Unreachable:
         return Unreachable(f"cannot reach the API server at {self._base}: {why}")
@@ -356,159 +352,6 @@ def threads_of(reactor: Any) -> InThread:
         return deferToThreadPool(reactor, reactor.getThreadPool(), work)
 
     return in_thread
-
-
-# ---- a watch ----------------------------------------------------------------
-
-
-class Watch(AsyncIterator[Event]):
-    """One watch request, iterated; ``close`` it when leaving before its end."""
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        begin: Callable[[], Deferred[IResponse]],
-        longest: float,
-        unreachable: Callable[[str], Unreachable],
-        closed: Callable[[Watch, Deferred[None]], None],
-    ) -> None:
-        self._clock = clock
-        self._begin = begin
-        self._told_closed = closed
-        self._longest = longest
-        self._unreachable = unreachable
-        self._stream: _Stream | None = None
-        self._closed = False
-
-    def __aiter__(self) -> Watch:
-        return self
-
-    async def __anext__(self) -> tuple[Change, Object]:
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            if self._stream is None:
-                response = await self._begin()
-                self._stream = _Stream(self._clock, self._longest, self._unreachable)
-                response.deliverBody(self._stream)
-            event = await self._stream.next()
-        except BaseException:
-            self.close()
-            raise
-        if event is None:
-            self.close()
-            raise StopAsyncIteration
-        return event
-
-    def close(self) -> None:
-        """End the request; nothing more comes."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._stream is not None:
-            self._stream.abandon()
-        self._told_closed(self, succeed(None) if self._stream is None else self._stream.lost)
-
-
-class _Stream(Protocol):
-    """The body of a watch: bytes in, events out, paused while too many wait."""
-
-    def __init__(
-        self, clock: IReactorTime, longest: float, unreachable: Callable[[str], Unreachable]
-    ) -> None:
-        self._clock = clock
-        self._unreachable = unreachable
-        self._decoder = WatchDecoder()
-        self._events: deque[Event] = deque()
-        self._error: Exception | None = None
-        self._ended = False
-        self._paused = False
-        self._reader: Deferred[None] | None = None
-        self._ending: IDelayedCall | None = clock.callLater(longest, self._silent, longest)
-        self._silence: IDelayedCall | None = None
-        #: Fires when the connection has ended.
-        self.lost: Deferred[None] = Deferred()
-
-    async def next(self) -> Event | None:
-        """The next event; ``None`` at a quiet end."""
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                return None
-            self._resume()
-            self._reader = Deferred()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        return self._events.popleft()
-
-    def abandon(self) -> None:
-        """Nobody reads any more: end the connection."""
-        self._events.clear()
-        self._finish(None)
-        transport = self.transport
-        if transport is not None:
-            abort = getattr(transport, "abortConnection", None) or transport.loseConnection
-            abort()
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._ended:
-            return
-        events, error = self._decoder.receive(data)
-        self._events += events
-        if error is not None:
-            self._finish(error)
-            return
-        if self._decoder.bookmarked:
-            if self._silence is None:
-                self._silence = self._clock.callLater(SILENCE_SECONDS, self._silent, SILENCE_SECONDS)
-            else:
-                self._silence.reset(SILENCE_SECONDS)
-        if len(self._events) >= EVENTS_WAITING:
-            self._pause()
-        if self._events:
-            self._wake()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.transport = None
-        # A server that dies in mid-watch and one that ends it look alike: both are resumed from.
-        quiet = reason.check(ResponseDone, PotentialDataLoss, ResponseFailed, network.ConnectionClosed)
-        self._finish(None if quiet else self._unreachable(_plain(reason.value)))
-        self.lost.callback(None)
-
-    def _silent(self, seconds: float) -> None:
-        self._finish(self._unreachable(f"a watch was silent for {seconds:.0f} s"))
-
-    def _finish(self, error: Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._error = error
-        for call in (self._ending, self._silence):
-            if call is not None and call.active():
-                call.cancel()
-        self._wake()
-
-    def _wake(self) -> None:
-        reader = self._reader
-        if reader is not None and not reader.called:
-            reader.callback(None)
-
-    def _pause(self) -> None:
-        if not self._paused and self.transport is not None:
-            self._paused = True
-            IPushProducer(self.transport).pauseProducing()
-            if self._silence is not None:
-                # We do not listen, so silence says nothing.
-                self._silence.cancel()
-                self._silence = None
-
-    def _resume(self) -> None:
-        if self._paused and self.transport is not None:
-            self._paused = False
-            IPushProducer(self.transport).resumeProducing()
 
 
 # ---- bodies -----------------------------------------------------------------
@@ -569,9 +412,6 @@ class _Collector(Protocol):
             abort()
 
 
-# ---- what went wrong, in plain words -----------------------------------------
-
-
 def _query(**fields: str) -> dict[str, str]:
     return {name: value for name, value in fields.items() if value}
 
@@ -579,63 +419,3 @@ def _query(**fields: str) -> dict[str, str]:
 def _retry_after(response: IResponse) -> float | None:
     values = response.headers.getRawHeaders("Retry-After") or [""]
     return float(values[0]) if values[0].isascii() and values[0].isdigit() else None
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """An exception of the HTTP client, taken apart."""
-    reasons = getattr(error, "reasons", None)
-    if not reasons:
-        return [error]
-    return [cause for reason in reasons for cause in _causes(reason.value)]
-
-
-def _was_cancelled(error: BaseException) -> bool:
-    return any(
-        isinstance(cause, CancelledError | network.ConnectingCancelledError) for cause in _causes(error)
-    )
-
-
-def _died_unseen(error: BaseException) -> bool:
-    """Whether the connection ended before the answer began, as a kept one does that the peer closed."""
-    from twisted.web._newclient import RequestNotSent, RequestTransmissionFailed
-
-    if isinstance(error, RequestNotSent):
-        return True
-    return isinstance(error, ResponseNeverReceived | RequestTransmissionFailed) and all(
-        isinstance(cause, network.ConnectionClosed) for cause in _causes(error)
-    )
-
-
-def _plain(error: BaseException | None) -> str:
-    """One line for a person, without what was sent."""
-    for cause in () if error is None else _causes(error):
-        if isinstance(cause, network.DNSLookupError):
-            return "its name is not known (DNS)"
-        if isinstance(cause, network.ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(cause, network.TimeoutError | network.TCPTimedOutError):
-            return "connecting took too long"
-        if isinstance(cause, network.NoRouteError):
-            return "no route to it"
-        if isinstance(cause, VerificationError):
-            return "its certificate is for another name"
-        if isinstance(cause, SSL.Error):
-            return _plain_tls(cause)
-        if isinstance(cause, network.ConnectionClosed):
-            return "it closed the connection before it answered"
-        if isinstance(cause, KubeError):
-            return str(cause)
-        if isinstance(cause, network.ConnectError | OSError):
-            return " ".join(str(cause).split()) or type(cause).__name__
-    return type(error).__name__
-
-
-def _plain_tls(error: SSL.Error) -> str:
-    words = " ".join(str(part[-1]) for part in error.args[0]) if error.args and error.args[0] else ""
-    if "certificate verify failed" in words:
-        return (
-            "its certificate is not trusted: not signed by the given CA, expired, or the clock here is wrong"
-        )
-    if "alert" in words:
-        return f"it refused our TLS certificate ({words})"
-    return f"TLS failed ({words or 'no reason given'})"

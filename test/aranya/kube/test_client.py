@@ -19,11 +19,12 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from aranya.interfaces import Change, Kubernetes, Patch
-from aranya.kube.client import EVENTS_WAITING, SILENCE_SECONDS, ApiClient
+from aranya.kube.client import ApiClient
 from aranya.kube.credentials import ClusterAccess, InThread, Proof
 from aranya.kube.errors import ApiError, Gone, ServerError, Unauthorized, Unreachable
 from aranya.kube.memory import MemoryApiServer
 from aranya.kube.objects import CONFIGMAPS, LEASES, new_object, version_of
+from aranya.kube.watching import EVENTS_WAITING, SILENCE_SECONDS
 
 
 class Response:

@@ -13,9 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Request
 
 from aranya.interfaces import ForwardStream
-from aranya.streaming import forwarding
+from aranya.streaming import forwarded_spdy
 from aranya.streaming.carrier import IDLE_SECONDS, PROBE_SECONDS
-from aranya.streaming.forwarding import PAIRING_SECONDS, forward_streams, read_ports
+from aranya.streaming.forwarded_spdy import PAIRING_SECONDS
+from aranya.streaming.forwarding import forward_streams, read_ports
 from aranya.streaming.intake import EACH_LIMIT
 from aranya.streaming.negotiate import TUNNEL_PROTOCOL, Refusal
 from aranya.streaming.sessions import Session
@@ -378,7 +379,7 @@ class SpdyTests(SynchronousTestCase):
 
     def test_no_room_for_ever(self) -> None:
         """A client that opens streams without end is refused at the limit."""
-        self.patch(forwarding, "MAX_STREAMS", 200)
+        self.patch(forwarded_spdy, "MAX_STREAMS", 200)
         running = self.make()
         data = b"".join(
             running.client.syn(streamtype="error", port="80", requestid=str(number)) for number in range(210)
