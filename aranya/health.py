@@ -22,6 +22,7 @@ from twisted.web.server import Site
 GAUGES: Mapping[str, str] = {
     "aranya_leading": "1 while this process leads, else 0.",
     "aranya_devices_connected": "Devices with a live link.",
+    "aranya_agents": "Agents that are connected, or may come back within the grace.",
     "aranya_sessions": "kubectl sessions under way.",
     "aranya_reconcile_queue_length": "EdgeDevices that wait to be reconciled.",
 }

@@ -230,6 +230,7 @@ class Aranya(MultiService):
         return {
             "aranya_leading": 0.0 if term is None else 1.0,
             "aranya_devices_connected": 0.0 if term is None else float(len(term.registry.keys())),
+            "aranya_agents": 0.0 if term is None else float(term.gateway.agents),
             "aranya_sessions": 0.0 if term is None else float(term.endpoints.sessions()),
             "aranya_reconcile_queue_length": 0.0 if term is None else float(len(term.controller.queue)),
         }
@@ -362,7 +363,7 @@ class Term:
             issue,
         )
         self._certificate = GatewayCertificate(source, context, reactor, renewed)
-        self._gateway = Gateway(
+        self.gateway = Gateway(
             gateway,
             context,
             authority.bundle,
@@ -426,7 +427,7 @@ class Term:
         self.controller.startService()
         self._certificate.startService()
         await self.controller.synced
-        await self._gateway.listen()
+        await self.gateway.listen()
         self.is_open = True
         _log.info("devices may connect")
 
@@ -434,7 +435,7 @@ class Term:
         """Stop everything, and tell kubectls and devices why."""
         self.is_open = False
         # The controller forgets the EdgeDevices when it stops; nobody may ask for them after that.
-        await self._gateway.stop_listening()
+        await self.gateway.stop_listening()
         try:
             await _ended(self.controller.stopService() if self.controller.running else None)
             if self._certificate.running:
@@ -442,7 +443,7 @@ class Term:
         finally:
             # Whatever went wrong above, no kubectl may take the end of its connection for success.
             await self.endpoints.stop_all(reason)
-            await self._gateway.close(reason)
+            await self.gateway.close(reason)
 
 
 async def _ended(stopping: Any) -> None:

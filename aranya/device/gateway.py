@@ -57,8 +57,6 @@ _TOO_MANY = Dismissal(f"{PROCESSES_LIMIT} agents of this device are connected or
 _BUSY = "too many joins at once; try again in a minute"
 #: Seconds of silence after which a device is asked whether it is there, unless its EdgeDevice says otherwise.
 KEEPALIVE = 15
-#: Seconds that sessions outlive a link, unless the operator or the EdgeDevice says otherwise.
-GRACE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Gateway:
         return self._closing
 
     @property
-    def processes(self) -> int:
+    def agents(self) -> int:
         """How many agents are connected or waited for."""
         return sum(len(links) for links in self._links.values())
 
@@ -223,10 +221,8 @@ class Gateway:
         )
 
 
-def device_settings(
-    key: DeviceKey, edge_device: Object | None, welcome: Welcome, grace: int = GRACE
-) -> Settings:
-    """What a device is told; its EdgeDevice may set the keep-alive and the grace."""
+def device_settings(key: DeviceKey, edge_device: Object | None, welcome: Welcome, grace: int) -> Settings:
+    """What a device is told; its EdgeDevice may set the keep-alive, and a grace of its own."""
     connectivity = ((edge_device or {}).get("spec") or {}).get("connectivity") or {}
     return Settings(
         key.namespace,

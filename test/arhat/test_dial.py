@@ -158,7 +158,7 @@ class LoopbackCase(TestCase):
             self.kubernetes,
             self.authority,
             self.records,
-            lambda: Welcome((self.url,), self.authority.bundle),
+            self.welcome,
             lambda key: self.lookup(key),
             reactor,
             lambda key: self.registry.disconnect(key, "another machine joined"),
@@ -184,11 +184,15 @@ class LoopbackCase(TestCase):
             Admission(lambda key: self.lookup(key), self.joins.recorded_keys),
             self.joins,
             self.registry,
-            lambda: Welcome((self.url,), self.authority.bundle),
-            lambda key: device_settings(key, self.lookup(key), Welcome((self.url,), self.authority.bundle)),
+            self.welcome,
+            lambda key: device_settings(key, self.lookup(key), self.welcome(), 60),
             LinkTerms("aranya/test", b"c" * 16),
             reactor,
         )
+
+    def welcome(self) -> Welcome:
+        """What a device is told about the gateway."""
+        return Welcome((self.url,), self.authority.bundle)
 
     def new_state(self) -> State:
         """An empty state folder."""

@@ -8,13 +8,21 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.controller.controller import ControllerConfig, DeviceController
 from aranya.interfaces import Object, Resource
 from aranya.kube.memory import MemoryApiServer
 from aranya.kube.objects import EDGEDEVICES, NODES, PODS, SERVICEACCOUNTS
 from aranya.names import DeviceKey
-from test.support.devices import MemoryDevices, MemoryEndpoints, MemoryJoins, MemoryJournal, MemorySigner
+from test.support.devices import (
+    FakeDevice,
+    MemoryDevices,
+    MemoryEndpoints,
+    MemoryJoins,
+    MemoryJournal,
+    MemorySigner,
+)
 
 START = 1_790_000_000.0
 KEY = DeviceKey("edge", "dev")
@@ -141,3 +149,16 @@ class World:
     def writes(self) -> list[str]:
         """What was written by anybody, as METHOD path."""
         return [f"{ask.method} {ask.path}" for ask in self.server.requests if ask.method != "GET"]
+
+
+class Case(SynchronousTestCase):
+    """A world with one EdgeDevice and a controller that leads."""
+
+    def lead(self, connected: bool = True, **spec: Any) -> World:
+        world = World()
+        world.create_device(**spec)
+        world.start()
+        if connected:
+            world.devices.come(FakeDevice(KEY))
+            world.settle()
+        return world
