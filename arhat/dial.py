@@ -56,8 +56,6 @@ GOOD_LIFE = 20.0
 #: Seconds for one URL until TCP stands (a name may have many addresses).
 CONNECT_PATIENCE = 30.0
 GOODBYE_PATIENCE = 2.0
-#: Seconds that the controller may take to hear that this agent drains.
-DRAIN_PATIENCE = 2.0
 RENEWAL_LOOK = 3600.0
 RENEWAL_PATIENCE = 60.0
 
@@ -140,21 +138,20 @@ class Dial(Service):
         """Why there is no link, in one line; empty while there is one."""
         return self._trouble
 
-    async def drain(self) -> None:
+    def drain(self) -> Deferred[None]:
         """Tell the controller, now and on each next link, that this agent takes no new sessions.
 
-        Returns when it has heard: what it sent here before has arrived by then.
+        Fires when it has heard: what it sent here before has arrived by then, be it by the next link. Without
+        a link, and without sessions that wait for one, there is nobody to hear. May be cancelled.
         """
         self._draining = True
-        if self._tether.tell_duty(Duty.DRAINING):
-            heard: Deferred[None] = Deferred()
-            self._drain_heard = heard
-            try:
-                await heard.addTimeout(DRAIN_PATIENCE, self._reactor)
-            except TimeoutError:
-                self._log.warn("the controller did not hear that this agent is stopping")
-            finally:
-                self._drain_heard = None
+        self._tether.introduce_as(self._introduction())
+        heard = self._drain_heard = Deferred()
+        if self._tether.is_up:
+            self._tell_drain()
+        elif self._tether.transport is None and not self._tether.waits:
+            self._drain_was_heard()
+        return heard
 
     # ---- Service
 
@@ -218,7 +215,7 @@ class Dial(Service):
         factory: ClientFactory | None = None
         present = self._present = _Connection(self._tether.receiver())
         try:
-            self._tether.introduce_as(self._introduce())
+            self._tether.introduce_as(self._introduction())
             host = host_and_port(url)[0]
             trust = GatewayTrust(host, identity.ca_bundle, self._now, identity.certificate, identity.key)
             endpoint = gateway_endpoint(self._reactor, url, trust, self._environment)
@@ -281,7 +278,7 @@ class Dial(Service):
         if settings is not None:
             self._take(settings)
         if self._draining:
-            self._tether.tell_duty(Duty.DRAINING)
+            self._tell_drain()
         self._look_at_certificate()
 
     def link_down(self, link: Link, reason: str, retry: bool) -> None:
@@ -304,6 +301,14 @@ class Dial(Service):
                 self._log.info("standing by: another agent of this host is active")
             elif not self._draining:
                 self._log.info("active: new sessions come to this agent")
+
+    def _introduction(self) -> PeerIntroduction:
+        return replace(self._introduce(), draining=self._draining)
+
+    def _tell_drain(self) -> None:
+        if not self._tether.tell_duty(Duty.DRAINING):
+            # A former version, which has one agent of a device and will not say that it heard.
+            self._drain_was_heard()
 
     def _drain_was_heard(self) -> None:
         if self._drain_heard is not None and not self._drain_heard.called:

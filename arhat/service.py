@@ -6,9 +6,9 @@ without it.
 
 The law of leaving
     The controller is told first: from then on new sessions go to another agent, if there
-    is one, and once it has heard they are refused here. Those that run go on to their end,
-    also through a lost link, for as long as the owner says (``drain``) or until somebody
-    insists. What runs then is hung up. The goodbye comes last, and with it the end of every session.
+    is one, and once it has heard, be it on the next link, they are refused here. Those that run go
+    on to their end, also through a lost link, for as long as the owner says (``drain``) or until
+    somebody insists. What runs then is hung up. The goodbye comes last, and with it the end of every session.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ from tether.version import VERSION
 _log = Logger()
 _SOFTWARE = f"arhat/{VERSION}"
 _CAPABILITIES = frozenset({RESUME, TAKEOVER})
+
+#: Seconds that the controller may take to hear that this agent drains, if no session needs longer.
+DRAIN_PATIENCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ class Arhat(MultiService):
         self._dial = dial
         self._companions = companions
         self._hurried = False
-        self._drained: Deferred[None] | None = None
+        self._awaited: Deferred[None] | None = None
         dial.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
@@ -147,11 +150,10 @@ class Arhat(MultiService):
     def hurry(self) -> None:
         """Wait for no session any more."""
         self._hurried = True
-        if self._drained is not None:
-            self._drained.cancel()
+        if self._awaited is not None:
+            self._awaited.cancel()
 
     async def _stop(self) -> None:
-        await self._dial.drain()
         await self._drain()
         await self._agent.stop()
         stopped = super().stopService()
@@ -160,22 +162,44 @@ class Arhat(MultiService):
         self._companions.leave()
 
     async def _drain(self) -> None:
+        until = self._clock.seconds() + self.linger
+        told = self._tell_sessions()
+        patience = max(self.linger, DRAIN_PATIENCE) if told else DRAIN_PATIENCE
+        if not await self._within(patience, self._dial.drain()) and not self._hurried:
+            _log.warn("the controller did not hear that this agent is stopping")
         drained = self._agent.drain()
-        count = self._agent.sessions
-        if not count or not self.linger or self._hurried:
-            return
-        _log.info(
-            "stopping: {sessions} on, for up to {limit:g} s; a second SIGTERM ends them now",
-            sessions="1 session runs" if count == 1 else f"{count} sessions run",
-            limit=self.linger,
-        )
-        self._drained = drained
-        try:
-            await drained.addTimeout(self.linger, self._clock)
+        lingers = told or self._tell_sessions()
+        are_over = await self._within(until - self._clock.seconds() if lingers else 0.0, drained)
+        if lingers and are_over:
             _log.info("stopping: all sessions are over")
-        except (TimeoutError, CancelledError):
+        elif lingers:
             _log.info(
                 "stopping: sessions that still run are ended ({count}), {reason}",
                 count=self._agent.sessions,
                 reason="for somebody insists" if self._hurried else f"{self.linger:g} s are over",
             )
+
+    def _tell_sessions(self) -> bool:
+        """Whether there is something to linger for; then the log says so."""
+        count = self._agent.sessions
+        if not count or not self.linger or self._hurried:
+            return False
+        _log.info(
+            "stopping: {sessions} on, for up to {limit:g} s; a second SIGTERM ends them now",
+            sessions="1 session runs" if count == 1 else f"{count} sessions run",
+            limit=self.linger,
+        )
+        return True
+
+    async def _within(self, seconds: float, awaited: Deferred[None]) -> bool:
+        """Whether this happens in time, and before somebody insists; else it is given up."""
+        self._awaited = awaited
+        if self._hurried or seconds <= 0:
+            awaited.cancel()
+        try:
+            await awaited.addTimeout(max(seconds, 0), self._clock)
+        except (TimeoutError, CancelledError):
+            return False
+        finally:
+            self._awaited = None
+        return True

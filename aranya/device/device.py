@@ -29,6 +29,7 @@ class LinkedDevice:
         self._tells_companions = TAKEOVER in peer.capabilities
         self._started = int(peer.started)
         self._companions = frozenset(peer.companions)
+        self._draining = bool(peer.draining)
 
     @property
     def key(self) -> DeviceKey:
@@ -94,6 +95,11 @@ class LinkedDevice:
     def companions(self) -> frozenset[bytes]:
         """Aliases of the other agents that lived on its host when it connected."""
         return self._companions
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was stopping already when it connected."""
+        return self._draining
 
     def allows(self, verb: str) -> bool:
         """Whether the owner's policy lets this verb; the device enforces it itself, too."""

@@ -207,10 +207,10 @@ class Registry:
         process = household.processes.get(device.instance)
         if process is None:
             household.arrivals += 1
-            household.processes[device.instance] = _Process(device, household.arrivals)
+            process = _Process(device, household.arrivals)
+            household.processes[device.instance] = process
         else:
             older, process.device = process.device.link, device
-            # Who drains does so to its end, and need not say it again before it is believed.
             process.up, process.duty = True, None
             self._trust(process)
             self._stop_looking(process)
@@ -222,6 +222,9 @@ class Registry:
             peer=device.address,
             software=device.software,
         )
+        if device.draining:
+            # Its word may have been lost with the former link.
+            self._drains(process)
         self._changed(key)
         self._seek(other for other in others if not other.up)
 
@@ -233,15 +236,20 @@ class Registry:
         process = self._process(device)
         if process is None:
             return
-        if not process.draining:
-            process.draining = True
-            self._log.info(
-                "device {device}: the agent at {peer} is stopping",
-                device=str(device.key),
-                peer=device.address,
-            )
+        if self._drains(process):
             self._changed(device.key)
         device.link.tell_duty(Duty.DRAINING)
+
+    def _drains(self, process: _Process) -> bool:
+        """There is no way back from draining; true if this is news."""
+        news, process.draining = not process.draining, True
+        if news:
+            self._log.info(
+                "device {device}: the agent at {peer} is stopping",
+                device=str(process.device.key),
+                peer=process.device.address,
+            )
+        return news
 
     def left(self, device: LinkedDevice, reason: str) -> None:
         """A connection is gone, and may come back; ignored when a newer one took its place."""

@@ -47,7 +47,7 @@ from tether.link.link import RESUME, TAKEOVER, PeerIntroduction
 from tether.link.transport import MessageTransport
 from tether.link.websocket import TETHER, ClientFactory
 from tether.verbs.codec import encode_result
-from tether.verbs.requests import DeviceFacts, Exec, Exited, Request
+from tether.verbs.requests import AskFacts, DeviceFacts, Exec, Exited, Request
 from tether.wire.frames import alias_of
 
 KEY = DeviceKey("edge", "pump")
@@ -703,7 +703,7 @@ class DialTests(LoopbackCase):
         """A session that was sent before the controller heard of the drain arrives; none is lost between."""
         dial, answering = self.dial(await self.join())
         await self.until(lambda: self.registry.get(KEY) is not None)
-        device, draining = self.registry.get(KEY), Deferred.fromCoroutine(dial.drain())
+        device, draining = self.registry.get(KEY), dial.drain()
         assert device is not None
         device.open(Exec((b"true",)), Listening())
         await draining
@@ -716,7 +716,7 @@ class DialTests(LoopbackCase):
         device, transport = self.registry.get(KEY), dial._tether.transport
         assert device is not None and transport is not None
         device.open(Exec((b"true",)), Listening())
-        draining = Deferred.fromCoroutine(dial.drain())
+        draining = dial.drain()
         transport.abort()
         await self.until(lambda: not dial.is_up)
         self.assertFalse(draining.called)
@@ -724,12 +724,58 @@ class DialTests(LoopbackCase):
         self.assertEqual(answering.requests, [Exec((b"true",))])
         self.assertTrue(dial.is_up)
 
+    async def test_drain_is_lost(self) -> None:
+        """If its word is lost with the link, the agent says so as it comes back, and is never active."""
+        identity = await self.join()
+        first, _ = self.dial(identity, started=1)
+        self.dial(identity, instance=b"b" * 16, started=2, companions=frozenset({b"a" * 16}))
+        await self.until(lambda: len(self.registry.standbys(KEY)) == 1)
+        elder, active = self.registry.get(KEY), list[object]()
+        transport = first._tether.transport
+        assert elder is not None and transport is not None
+        listening = Listening()
+        elder.open(AskFacts(), listening)
+        await listening.over
+        transport.abort()
+        draining = first.drain()
+        await self.until(lambda: self.registry.get(KEY) not in (elder, None))
+        newer = self.registry.get(KEY)
+        self.registry.subscribe(lambda key: active.append(self.registry.get(key)))
+        await draining
+        await self.until(lambda: first.is_up)
+        self.assertEqual({newer}, set(active))
+
+    async def test_drain_while_away(self) -> None:
+        """While sessions wait for the next link, the drain is heard on that."""
+        dial, holding, listening = await self.held()
+        assert dial._tether.transport is not None
+        dial._tether.transport.abort()
+        await self.until(lambda: not dial.is_up)
+        draining = dial.drain()
+        self.assertFalse(draining.called)
+        await draining
+        self.assertTrue(dial.is_up)
+        holding.answer()
+        await listening.over
+        self.assertIsNone(listening.reason)
+
     async def test_drain_offline(self) -> None:
-        """Without a link there is nobody to wait for, and a lost one is not waited for either."""
+        """Without a link, and without sessions that wait for one, there is nobody to wait for."""
         identity = await self.join()
         await self.gateway.close("away")
         dial, _ = self.dial(identity)
         await dial.drain()
+
+    async def test_drain_until_over(self) -> None:
+        """When the sessions that waited are lost, so is what may have been on its way."""
+        dial, _, _ = await self.held()
+        assert dial._tether.transport is not None
+        dial._tether.transport.abort()
+        await self.until(lambda: not dial.is_up)
+        draining = dial.drain()
+        self.assertFalse(draining.called)
+        dial._tether.close("given up")
+        await draining
 
     async def test_drains_on(self) -> None:
         """An agent that drains says so on the next link, too."""

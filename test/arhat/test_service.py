@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,7 +28,7 @@ from arhat.executor.ending import Deaf, conclude
 from arhat.executor.environment import Account
 from arhat.identity import Identity, State, signing_request
 from arhat.joining import JoinFailed
-from arhat.service import Arhat, Start, build
+from arhat.service import DRAIN_PATIENCE, Arhat, Start, build
 from test.arhat import test_identity
 from test.arhat.running import own_account
 from test.arhat.test_identity import AUTHORITY, NOW
@@ -36,7 +36,7 @@ from test.arhat.test_over_link import Nobody
 from test.support.channels import RecordingChannel, RecordingReceiver
 from tether.daemon import STOP_DEADLINE, Fatal, Lingering
 from tether.join import Token
-from tether.link.interfaces import Channel, Lane, Receiver
+from tether.link.interfaces import Channel, Lane, Link, Receiver
 from tether.link.link import RESUME, TAKEOVER, PeerIntroduction, Tether
 from tether.link.memory import Watch, joined
 from tether.verbs.codec import decode_result, encode_result
@@ -184,24 +184,54 @@ class StillDial(Service):
         self.introduce: Callable[[], PeerIntroduction] = introduce
         self.acceptor: Agent = agent
 
-    async def drain(self) -> None:
+    def drain(self) -> Deferred[None]:
         """There is nobody to tell."""
+        return succeed(None)
 
 
-class JoinedDial(Service):
-    """Has a link that needs no dialling."""
+class JoinedDial(Service, Watch):
+    """Has a link that needs no dialling, and hears what it tells."""
 
-    def __init__(self, link: Tether) -> None:
-        self._link = link
+    link: Tether
 
-    async def drain(self) -> None:
+    def __init__(self) -> None:
+        Watch.__init__(self)
+        self._heard: Deferred[None] | None = None
+
+    def drain(self) -> Deferred[None]:
         """As the real one."""
-        self._link.tell_duty(Duty.DRAINING)
+        self._heard = Deferred()
+        self.link.tell_duty(Duty.DRAINING)
+        return self._heard
+
+    def link_up(self, link: Link, resumed: bool) -> None:
+        """As the real one."""
+        super().link_up(link, resumed)
+        if self._heard is not None:
+            self.link.tell_duty(Duty.DRAINING)
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        """As the real one."""
+        super().duty_told(link, duty)
+        if self._heard is not None and not self._heard.called:
+            self._heard.callback(None)
 
     def stopService(self) -> None:
         """As the real one."""
         super().stopService()
-        self._link.close("the agent stops")
+        self.link.close("the agent stops")
+
+
+class Hearing(Watch):
+    """A controller that says what it heard, unless it is ``deaf``."""
+
+    deaf = False
+
+    def duty_told(self, link: Link, duty: Duty) -> None:
+        """Say it back."""
+        super().duty_told(link, duty)
+        if not self.deaf:
+            link.tell_duty(duty)
 
 
 class Work:
@@ -235,11 +265,19 @@ class LeavingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = MemoryReactorClock()
         self.work = Work()
-        self.watch = Watch()
+        self.watch = Hearing()
         self.agent = Agent(self.clock, Config(), own_account(), {Logs: self.work})  # type: ignore[arg-type]
-        self.pair = joined(self.clock, Nobody(), self.agent, controller_watcher=self.watch, grace=60)
+        dial = JoinedDial()
+        self.pair = joined(
+            self.clock,
+            Nobody(),
+            self.agent,
+            controller_watcher=self.watch,
+            agent_watcher=dial,
+            grace=60,
+        )
+        dial.link = self.pair.agent
         companions = Companions(Path(self.mktemp()), b"a" * 16)
-        dial = JoinedDial(self.pair.agent)
         self.service = Arhat(self.clock, self.agent, dial, companions, 30.0)  # type: ignore[arg-type]
         self.service.startService()
 
@@ -298,6 +336,61 @@ class LeavingTests(SynchronousTestCase):
         self.pair.rejoin()
         self.successResultOf(stopped)
         self.assertEqual(encode_result(Exited(7)), kubectl.lane(Lane.RESULT))
+
+    def test_word_is_lost(self) -> None:
+        """Until the controller has heard, be it by the next link, sessions are served, then refused."""
+        one, two = self.ask(), Kubectl()
+        two.channel = self.pair.controller.open(Logs(), two)
+        stopped = self.service.stopService()
+        self.pair.cut()
+        self.assertEqual([], self.watch.duties)
+        self.clock.advance(DRAIN_PATIENCE + 1)
+        self.assertNoResult(stopped)
+        self.pair.rejoin()
+        self.assertEqual([Duty.DRAINING], self.watch.duties)
+        self.assertEqual(STOPPING, self.ask().reason)
+        for _ in range(2):
+            self.assertNoResult(stopped)
+            self.work.end()
+            self.pair.flush()
+        self.successResultOf(stopped)
+        for kubectl in (one, two):
+            self.assertEqual(encode_result(Exited(7)), kubectl.lane(Lane.RESULT))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_nobody_hears(self) -> None:
+        """A controller that does not say that it heard is waited for as long as sessions, else a moment."""
+        self.watch.deaf = True
+        line = "the controller did not hear that this agent is stopping"
+        with capturedLogs() as events:
+            self.ask()
+            stopped = self.stop()
+            self.clock.advance(29.9)
+            self.assertNoResult(stopped)
+            self.clock.advance(0.2)
+            self.pair.flush()
+            self.successResultOf(stopped)
+        self.assertEqual(1, [formatEvent(event) for event in events].count(line))
+
+    def test_nobody_hears_without_sessions(self) -> None:
+        """Then it goes after a moment, which somebody who insists need not wait for."""
+        self.watch.deaf = True
+        stopped = self.stop()
+        self.clock.advance(DRAIN_PATIENCE - 0.1)
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.successResultOf(stopped)
+
+    def test_insisting_while_nobody_hears(self) -> None:
+        """A second signal ends that waiting, too."""
+        self.watch.deaf = True
+        kubectl = self.ask()
+        stopped = self.stop()
+        self.assertNoResult(stopped)
+        self.service.hurry()
+        self.pair.flush()
+        self.successResultOf(stopped)
+        self.assertEqual(STOPPING, kubectl.reason)
 
     def test_not_for_ever(self) -> None:
         """What still runs at the limit is ended with the reason."""

@@ -269,9 +269,18 @@ class UpgradeTests(TakeoverCase):
 
     def test_cut_while_it_drains(self) -> None:
         """A draining agent whose link is cut keeps its last session, and gets no new one by coming back."""
+        self.assert_drains_over_a_cut()
+
+    def test_cut_before_it_is_heard(self) -> None:
+        """The same if its word of draining is lost with the link."""
+        self.assert_drains_over_a_cut(partial(self.road.silence, newcomers=False))
+
+    def assert_drains_over_a_cut(self, as_it_is_told: Callable[[], object] = lambda: None) -> None:
+        """It has its last session, and every new one is the other's."""
         self.stand_by_on_another_road()
         client = self.clients[-1]
         process = self.begun(client, counter(600, code=5))
+        as_it_is_told()
         os.kill(self.agent.pid, signal.SIGTERM)
         wait_until("it drains", lambda: "a second SIGTERM" in self.agent.text(), 5, self.site.explain)
         # Whatever it says when it comes back takes its time.

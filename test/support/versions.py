@@ -123,6 +123,7 @@ def _forget(hello: schema.Hello, knows: frozenset[str]) -> None:
     if TAKEOVER not in knows:
         hello.ClearField("started")
         hello.ClearField("companions")
+        hello.ClearField("draining")
     if RESUME not in knows:
         if hello.HasField("settings"):
             hello.settings.ClearField("grace_seconds")

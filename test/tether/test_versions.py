@@ -92,7 +92,7 @@ FACTS = DeviceFacts(
 SETTINGS = Settings("edge", "pump-7", 20, ("wss://here:1",), b"bundle", GRACE)
 CONTROLLER = PeerIntroduction("aranya/test", BOTH, b"c" * 16, settings=SETTINGS)
 AGENT = PeerIntroduction(
-    "arhat/test", BOTH, b"a" * 16, "boot", FACTS, started=7, companions=frozenset({b"x" * 16})
+    "arhat/test", BOTH, b"a" * 16, "boot", FACTS, started=7, companions=frozenset({b"x" * 16}), draining=True
 )
 
 REQUESTS: tuple[Request, ...] = (
@@ -362,7 +362,8 @@ class OlderTests(VersionCase):
         """What an older peer does not say has its default."""
         self.meet(NONE, NONE, older(NONE), older(NONE))
         said = self.pair.controller.peer
-        self.assertEqual(said, replace(AGENT, capabilities=NONE, started=0, companions=frozenset()))
+        unsaid = replace(AGENT, capabilities=NONE, started=0, companions=frozenset(), draining=False)
+        self.assertEqual(said, unsaid)
         self.assertEqual(self.pair.agent.peer.settings, replace(SETTINGS, grace_seconds=0))
 
 

@@ -72,6 +72,7 @@ class PeerIntroduction:
     settings: Settings | None = None
     started: int = 0
     companions: frozenset[bytes] = frozenset()
+    draining: bool = False
 
     @classmethod
     def of(cls, hello: frames.Hello) -> PeerIntroduction:
@@ -85,6 +86,7 @@ class PeerIntroduction:
             settings=None if hello.settings is None else decode_settings(hello.settings),
             started=hello.started,
             companions=hello.companions,
+            draining=hello.draining,
         )
 
     def hello(self) -> frames.Hello:
@@ -98,6 +100,7 @@ class PeerIntroduction:
             settings=None if self.settings is None else encode_settings(self.settings),
             started=self.started,
             companions=self.companions,
+            draining=self.draining,
         )
 
 

@@ -82,6 +82,7 @@ class Hello:
     started: int = 0
     companions: frozenset[bytes] = frozenset()
     number: int = 0
+    draining: bool = False
     protocol: int = PROTOCOL
 
 
@@ -253,6 +254,7 @@ def _put_hello(message: schema.Hello, hello: Hello) -> None:
     message.started = hello.started
     message.companions.extend(sorted(hello.companions))
     message.number = hello.number
+    message.draining = hello.draining
     for state in hello.streams:
         message.streams.add(stream=state.stream, delivered=state.delivered, limit=state.limit)
     if hello.facts is not None:
@@ -345,6 +347,7 @@ def _take_hello(message: schema.Hello) -> Hello:
         started=message.started,
         companions=frozenset(_companion(instance) for instance in message.companions),
         number=message.number,
+        draining=message.draining,
         protocol=message.protocol,
     )
 

@@ -93,6 +93,7 @@ class RegistryCase(SynchronousTestCase):
         companions: Iterable[bytes] = (),
         capabilities: frozenset[str] = BOTH,
         acceptor: Acceptor | None = None,
+        draining: bool = False,
     ) -> tuple[LinkedDevice, MemoryPair, Watch]:
         """A device over a link of its own."""
         watch = Watch()
@@ -108,6 +109,7 @@ class RegistryCase(SynchronousTestCase):
                 DeviceFacts(),
                 started=started,
                 companions=frozenset(map(alias_of, companions)),
+                draining=draining,
             ),
             agent_watcher=watch,
             keepalive=1000,
@@ -221,6 +223,25 @@ class RegistryTests(RegistryCase):
         self.assertIs(self.registry.get(KEY), new)
         new_pair.flush()
         self.assertEqual(new_watch.duties, [Duty.STANDBY, Duty.ACTIVE])
+
+    def test_drains_when_it_comes(self) -> None:
+        """Whose word of draining was lost with its link says so in its Hello: it is active at no moment."""
+        names = [b"a" * 16, b"b" * 16]
+        old, _, _ = self.device(names[0], started=1, companions=names)
+        new, new_pair, new_watch = self.device(names[1], started=2, companions=names)
+        active: list[object] = []
+        self.registry.arrived(old)
+        self.registry.arrived(new)
+        self.registry.left(old, "lost")
+        self.registry.subscribe(lambda key: active.append(self.registry.get(key)))
+        back, back_pair, back_watch = self.device(names[0], started=1, companions=names, draining=True)
+        self.registry.arrived(back)
+        self.assertEqual([new], active)
+        self.assertEqual([], self.registry.standbys(KEY))
+        new_pair.flush()
+        back_pair.flush()
+        self.assertEqual([Duty.STANDBY, Duty.ACTIVE], new_watch.duties)
+        self.assertEqual([], back_watch.duties)
 
     def test_all_drain(self) -> None:
         """If nobody else is there, a draining agent is: it refuses and says why."""

@@ -50,6 +50,7 @@ ANY = st.one_of(
         started=IDS,
         companions=st.frozensets(st.binary(min_size=16, max_size=16), max_size=3),
         number=IDS,
+        draining=st.booleans(),
     ),
     st.builds(
         Open, IDS, st.integers(0, 1 << 26), st.sampled_from((b"", encode_request(Exec((b"a", b"\xff")))))
@@ -114,13 +115,14 @@ class FramesTests(SynchronousTestCase):
         self.assertEqual(decode(message.SerializeToString()), [OnDuty(Duty.STANDBY)])
 
     def test_older_hello(self) -> None:
-        """A peer that knows nothing of ages, companions and numbers has none."""
+        """A peer that knows nothing of ages, companions, numbers and draining has none."""
         message = schema.Message()
         message.frames.add().hello.protocol = 1
         message.frames[0].hello.instance = b"i" * 16
         [hello] = decode(message.SerializeToString())
         assert isinstance(hello, Hello)
         self.assertEqual((hello.started, hello.companions, hello.number), (0, frozenset(), 0))
+        self.assertFalse(hello.draining)
 
     def test_caps(self) -> None:
         """Whatever is too long, too many or of another protocol is a violation with its reason."""
