@@ -670,6 +670,22 @@ class DialTests(LoopbackCase):
         self.assertIsNone(listening.reason)
         self.assertEqual(listening.heard, [(Lane.MAIN, b"late"), (Lane.RESULT, encode_result(Exited(7)))])
 
+    async def test_cut_as_it_begins(self) -> None:
+        """What was opened on a first link of which the agent heard nothing arrives on the next one."""
+        listening, opened = Listening(), list[object]()
+
+        def changed(key: DeviceKey) -> None:
+            device = self.registry.get(key)
+            if device is not None and not opened:
+                opened.append(device.open(Exec((b"true",)), listening))
+                cast(Any, device).link.transport.abort()
+
+        self.registry.subscribe(changed)
+        _, answering = self.dial(await self.join())
+        await listening.over
+        self.assertIsNone(listening.reason)
+        self.assertEqual(answering.requests, [Exec((b"true",))])
+
     async def test_stop_ends_sessions(self) -> None:
         """An agent that stops leaves nobody to be waited for: what it served is lost at once."""
         dial, _, listening = await self.held()

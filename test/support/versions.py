@@ -127,6 +127,8 @@ def _forget(hello: schema.Hello, knows: frozenset[str]) -> None:
     if RESUME not in knows:
         if hello.HasField("settings"):
             hello.settings.ClearField("grace_seconds")
+        hello.ClearField("epoch")
+        hello.ClearField("peer_epoch")
         assert not hello.streams, "it has ended them all"
 
 

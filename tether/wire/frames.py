@@ -78,7 +78,9 @@ class Hello:
     settings: bytes | None = None
     window: int = 0
     streams: tuple[StreamState, ...] = ()
+    epoch: int = 0
     peer_instance: bytes = b""
+    peer_epoch: int = 0
     started: int = 0
     companions: frozenset[bytes] = frozenset()
     number: int = 0
@@ -249,7 +251,9 @@ def _put_hello(message: schema.Hello, hello: Hello) -> None:
     message.capabilities.extend(sorted(hello.capabilities))
     message.instance = hello.instance
     message.host_boot_id = hello.host_boot_id
+    message.epoch = hello.epoch
     message.peer_instance = hello.peer_instance
+    message.peer_epoch = hello.peer_epoch
     message.window = hello.window
     message.started = hello.started
     message.companions.extend(sorted(hello.companions))
@@ -343,7 +347,9 @@ def _take_hello(message: schema.Hello) -> Hello:
             StreamState(state.stream, _offset(state.delivered), _offset(state.limit))
             for state in message.streams
         ),
+        epoch=message.epoch,
         peer_instance=message.peer_instance,
+        peer_epoch=message.peer_epoch,
         started=message.started,
         companions=frozenset(_companion(instance) for instance in message.companions),
         number=message.number,

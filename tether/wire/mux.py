@@ -33,13 +33,13 @@ A new link
     ends were sent is history there; any other is lost.
 
 Whether streams go on
-    They do if each ``Hello`` names the other's instance, else all are lost, so both
-    sides judge alike on any link. A side that lost its streams, or is new, names the
-    other only when it knows that a ``Hello`` of its own has been heard since: the
-    other lost what it held then. Having heard the other's is not enough, or both
-    might meet on the next link with streams of different times, and a request would
-    be carried out twice, or one stream's bytes arrive on another. Any frame but
-    ``Hello`` and ``Goodbye`` is the proof; a ``Pong`` is said at once to give it.
+    A side that gives up its streams by itself begins a new *epoch*, and says in ``Hello``
+    which it is in. Who hears the instance and the epoch that it heard last keeps its streams;
+    else they were of something that is gone, and are lost. In turn each says which ``Hello``
+    of the other it heard last. If that is of another epoch of ours, or it heard none, no
+    ``Open`` of ours has arrived since, for nothing is said on a link before the ``Hello``
+    there was heard; what it lists is of the past, and is lost to it as it hears ours. So each
+    side judges for itself, and it does not matter whether its own ``Hello`` arrives.
 
 A peer that makes this side answer without reading the answers is dropped when
 ``_ANSWERS_LIMIT`` of them wait.
@@ -50,6 +50,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import replace
 from enum import Enum
+from itertools import count
 
 from tether.errors import LinkLost, LocalMisuse, Reason, RemoteViolation, ResetCode, StreamReset
 from tether.wire import frames
@@ -103,6 +104,10 @@ _TOO_MANY = Reason(ResetCode.LIMIT, f"more than {STREAMS_LIMIT} streams are open
 _RESTARTED = Reason(ResetCode.LOST, "the other side was restarted")
 _FORGOTTEN = Reason(ResetCode.LOST, "the other side no longer holds this stream")
 
+#: Two muxes of one process never have the same, and none has one twice.
+_epochs = count(1)
+_NOBODY = (b"", 0)
+
 
 class Role(Enum):
     """Which end this is; it decides who owns which stream ids."""
@@ -123,15 +128,14 @@ class Mux:
         self._streams: dict[int, Stream] = {}
         self._own = 0  # how many of them this side opened
         self._untold: list[StreamBroken | StreamClosed] = []  # a violation came in the same message
-        self._peer_instance = b""
+        self._epoch = next(_epochs)
+        self._peer = _NOBODY  # whose streams these are: instance and epoch in its last Hello
         self._peer_window = 0
         self._links = 0  # how many there were
         self._newest = (b"", 0)  # whose Hello came last, and its number
-        self._peer_knows = False  # it is known to have heard this side since streams were lost last
         # What belongs to the present link; ``detach`` forgets it.
         self._introduction: Hello | None = None  # to be sent
         self._introduced = False  # the peer's was received
-        self._claimed = b""  # whose streams this side said to hold
         self._goodbye: Goodbye | None = None
         self._duty: OnDuty | None = None
         self._answers: deque[Pong | Credit | Reset] = deque()
@@ -147,21 +151,14 @@ class Mux:
         """A new link: the next message is ``introduction``, with what this side holds filled in."""
         self.detach()
         self._links += 1
-        # Whom the streams belong to is as of now, even if the peer's Hello comes before ours goes.
-        self._claimed = self._peer_instance if self._peer_knows else b""
         self._introduction = replace(
-            introduction,
-            instance=self.instance,
-            window=self.window,
-            peer_instance=self._claimed,
-            number=self._links,
+            introduction, instance=self.instance, epoch=self._epoch, window=self.window, number=self._links
         )
 
     def detach(self) -> None:
         """The link is gone; every stream stays as it is, and may still be written to."""
         self._introduction = None
         self._introduced = False
-        self._claimed = b""
         self._goodbye = None
         self._duty = None
         self._answers.clear()
@@ -174,7 +171,9 @@ class Mux:
     def abandon(self, reason: Reason) -> list[StreamBroken | StreamClosed]:
         """Nobody will come back for the streams: all end; the next link starts afresh."""
         self.detach()
-        self._peer_instance = b""
+        if self._peer is not _NOBODY:
+            # Who has heard nobody has nothing to give up, and what is on its way is not lost.
+            self._epoch, self._peer = next(_epochs), _NOBODY
         events, self._untold = self._untold, []
         for stream in list(self._streams.values()):
             self._lose(stream, reason, events)
@@ -194,7 +193,7 @@ class Mux:
 
     def open(self, request: bytes) -> int:
         """Open a stream at once; gives back its id."""
-        if not self._peer_instance:
+        if self._peer is _NOBODY:
             raise LinkLost("the other side has not said Hello yet")
         if self._own >= STREAMS_LIMIT:
             raise StreamReset(_TOO_MANY)
@@ -292,8 +291,11 @@ class Mux:
     def next_message(self, limit: int = PAYLOAD_LIMIT) -> bytes | None:
         """The next message, with about ``limit`` bytes of bulk at most; ``None``: nothing to say."""
         if self._introduction is not None:
+            instance, epoch = self._peer
             hello = replace(
                 self._introduction,
+                peer_instance=instance,
+                peer_epoch=epoch,
                 streams=tuple(
                     StreamState(stream.id, *stream.ledger.grant()) for stream in self._streams.values()
                 ),
@@ -403,10 +405,8 @@ class Mux:
         return events
 
     def _receive_frame(self, frame: Frame, events: list[Event]) -> None:
-        if not isinstance(frame, Hello | Goodbye):
-            if not self._introduced:
-                raise RemoteViolation(f"{type(frame).__name__} before Hello")
-            self._peer_knows = True
+        if not self._introduced and not isinstance(frame, Hello | Goodbye):
+            raise RemoteViolation(f"{type(frame).__name__} before Hello")
         match frame:
             case Data():
                 self._receive_data(frame, events)
@@ -512,23 +512,20 @@ class Mux:
     def _receive_hello(self, hello: Hello, events: list[Event]) -> None:
         if self._introduced:
             raise RemoteViolation("a second Hello on one link")
-        known = self._peer_instance
-        resumed = (
-            bool(self._claimed) and hello.instance == self._claimed and hello.peer_instance == self.instance
-        )
+        known, self._peer = self._peer, (hello.instance, hello.epoch)
+        resumed = known == self._peer
         self._introduced = True
         self._newest = (hello.instance, hello.number)
-        self._peer_instance = hello.instance
         self._peer_window = hello.window
         events.append(Introduced(hello, resumed))
         if resumed:
-            self._resume({state.stream: state for state in hello.streams}, events)
+            heard_us = (hello.peer_instance, hello.peer_epoch) == (self.instance, self._epoch)
+            # Else it holds nothing of what there is since our epoch began, and will learn of that now.
+            self._resume({state.stream: state for state in hello.streams if heard_us}, events)
             return
-        self._peer_knows = False
         self._answers.clear()  # they are about streams that the peer never knew
-        self._answers.append(Pong(0))
         self._highest_of_peer = 0
-        reason = _RESTARTED if known and known != hello.instance else _FORGOTTEN
+        reason = _RESTARTED if known[0] not in (b"", hello.instance) else _FORGOTTEN
         for stream in list(self._streams.values()):
             self._lose(stream, reason, events)
 

@@ -13,9 +13,10 @@ Talks
     what the other end said: no gap, no double, no piece of a record.
 
 Loss
-    An end that gives up or starts anew loses its talks, and so does one that hears a Hello which does
-    not go on. The talks go on whenever both ends know that the other heard of them (``End.sure``), over
-    any number of lines, and those that are not lost end at both ends in the same way.
+    An end that gives up what it has or starts anew begins another life, and all talks that there are
+    may be lost with the former one; so may those that the other begins before it has heard a Hello
+    of the new one. No other talk is lost, over any number of lines, and they all end at both ends in
+    the same way.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tether.wire.events import (
     StreamFinished,
     StreamOpened,
 )
-from tether.wire.frames import Duty, Goodbye, Hello
+from tether.wire.frames import Duty, Hello
 from tether.wire.lanes import RECORD_LANES, RECORD_LIMIT
 from tether.wire.mux import Mux, Role
 
@@ -97,10 +98,8 @@ class Line:
         self.place = place
         self.whole = True
         self.ends: list[End | None] = [None, None]
-        self.sure = [False, False]  # whether each end was, when it took this line
+        self.lives = [0, 0]  # which life each end took it in
         self.towards: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
-        self.resumed: list[bool] = []
-        self.greeted: set[End] = set()
         self.pings: tuple[deque[int], deque[int]] = (deque(), deque())  # by who asked
         self.told: tuple[list[Duty], list[Duty]] = ([], [])  # by who told
         self.heard: list[Duty | None] = [None, None]  # the last duty, by who told it
@@ -124,7 +123,8 @@ class End:
         self.talks: dict[int, Talk] = {}
         self.line: Line | None = None
         self.reached = 0  # the place of the newest line it took
-        self.sure = False  # heard more than a Hello since its streams began
+        self.life = world.new_life()
+        self.met = 0  # which life of the other it heard last of, in this life of its own
 
     # ---- lines
 
@@ -150,7 +150,7 @@ class End:
         self.line = line
         self.reached = max(self.reached, line.place)
         line.ends[self.side] = self
-        line.sure[self.side] = self.sure
+        line.lives[self.side] = self.life
         self.mux.attach(Hello("test"))
 
     def detach(self) -> None:
@@ -175,8 +175,6 @@ class End:
         message = self.line.towards[self.side].popleft()
         sender = self.line.ends[1 - self.side]
         assert sender is not None
-        if any(not isinstance(frame, Hello | Goodbye) for frame in frames.decode(message)):
-            self.sure = True
         for event in self.mux.receive(message):
             self._occurred(sender, self.line, event)
         return True
@@ -189,8 +187,10 @@ class End:
     def abandon(self) -> None:
         """Give up all talks."""
         self.detach()
-        self.world.lose()
-        self.sure = False
+        if self.met:
+            # Else there is nothing to give up.
+            self.world.lose()
+            self.life, self.met = self.world.new_life(), 0
         reason = Reason(ResetCode.LOST, "given up")
         for event in self.mux.abandon(reason):
             self._ended(event)
@@ -213,7 +213,7 @@ class End:
     @property
     def may_open(self) -> bool:
         """True when another stream may be opened."""
-        return bool(self.mux._peer_instance) and len(self.live()) < 6
+        return bool(self.met) and len(self.live()) < 6
 
     def live(self) -> list[int]:
         """The streams that this end may still hear of."""
@@ -224,7 +224,8 @@ class End:
         request = encode_request(Exec((self.world.noise(size),)))
         stream = self.mux.open(request)
         assert stream not in self.talks, f"{stream} was used already"
-        self.talks[stream] = Talk(stream, request, {self: Half()})
+        facing = self.world.ends[1 - self.side]
+        self.talks[stream] = Talk(stream, request, {self: Half()}, lost=self.met != facing.life)
         return stream
 
     def say(self, stream: int, lane: int, size: int) -> None:
@@ -281,12 +282,8 @@ class End:
                 assert said.finished and not said.unheard, f"{stream}: finished without the last {said}"
             case StreamBroken() | StreamClosed():
                 self._ended(event)
-            case PongArrived(token) if self in line.greeted or any(line.resumed):
-                assert line.pings[self.side].popleft() == token
             case PongArrived(token):
-                # A Hello that begins anew is answered, too.
-                line.greeted.add(self)
-                assert token == 0
+                assert line.pings[self.side].popleft() == token
             case DutyTold(duty):
                 assert duty in line.told[sender.side], f"{duty.name} was not said on this line"
                 line.heard[sender.side] = duty
@@ -294,11 +291,9 @@ class End:
                 raise AssertionError(f"{event} out of nothing")
 
     def _introduced(self, line: Line, resumed: bool) -> None:
-        line.resumed.append(resumed)
-        assert resumed == all(line.sure), f"resumed: {resumed}, although the ends are {line.sure}"
-        if not resumed:
-            self.sure = False
-            self.world.lose()
+        life = line.lives[1 - self.side]
+        assert resumed == (self.met == life), f"resumed: {resumed}, but it met {self.met}, and now {life}"
+        self.met = life
 
     def _opened(self, sender: End, stream: int, request: bytes) -> None:
         older = self.talks.get(stream)
@@ -352,6 +347,7 @@ class World:
     def __init__(self, windows: tuple[int, int]) -> None:
         self.windows = windows
         self.births = 0
+        self._lives = 0
         self.lines: list[Line] = []
         self.gone: list[End] = []
         self._said = 0
@@ -360,6 +356,11 @@ class World:
     def _born(self, side: int, instance: bytes = b"") -> End:
         self.births += 1
         return End(self, side, instance or self.births.to_bytes(16, "big"), self.windows[side])
+
+    def new_life(self) -> int:
+        """Another life of some end."""
+        self._lives += 1
+        return self._lives
 
     def noise(self, size: int) -> bytes:
         """Bytes that were not said before."""

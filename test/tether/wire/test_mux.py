@@ -17,7 +17,6 @@ from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
     DutyTold,
-    Introduced,
     PongArrived,
     StreamBroken,
     StreamClosed,
@@ -511,40 +510,51 @@ class ReturnTests(PairCase):
         self.pair.move(self.agent)
         self.assertEqual(self.pair.controller.open(b""), self.stream)
         self.pair.move(self.pair.controller, lose=True)
-        self.back()
+        self.pair.detach()
+        self.pair.attach()
+        # It says what it holds of the old before it hears of the new.
+        self.pair.move(self.agent)
         stream = self.pair.controller.open(b"")
         self.pair.flush()
         heard = self.pair.heard[self.pair.controller]
         self.assertEqual([event for event in heard if isinstance(event, DataArrived)], [])
         self.assertTrue(self.agent.holds(stream))
-        self.assertEqual((len(self.pair.controller), len(self.agent)), (1, 1))
+        self.assertEqual((len(self.pair.controller), len(self.agent)), (2, 2))
 
     def test_first_link_is_cut_early(self) -> None:
-        """A first link that carried no more than Hellos and an answer to them is enough to go on."""
-        pair = MuxPair()
-        stream = pair.controller.open(b"")
-        pair.move(pair.controller)
-        pair.detach()
-        pair.attach()
-        pair.flush()
-        self.assertTrue(pair.controller.holds(stream))
-        self.assertEqual(
-            [event.resumed for event in pair.heard[pair.agent] if isinstance(event, Introduced)], [True]
-        )
-
-    def test_answered_hello(self) -> None:
-        """A Hello after which nothing goes on is answered, one after which all goes on is not."""
-        pair = MuxPair()
-        pair.detach()
-        pair.attach()
-        pair.flush()
+        """What was opened on a first link on which one side heard nothing at all goes on by the next."""
+        pair = self.pair
         for mux in (pair.controller, pair.agent):
-            self.assertEqual([type(frame) for frame in pair.frames[mux]], [Hello])
             mux.abandon(GONE)
         pair.attach()
+        pair.move(pair.agent)
+        stream = pair.controller.open(b"")
+        pair.move(pair.controller, lose=True)
+        pair.detach()
+        pair.attach()
         pair.flush()
-        for mux in (pair.controller, pair.agent):
-            self.assertEqual(pair.frames[mux][-1], Pong(0))
+        self.assertEqual(pair.heard[pair.agent][1:], [StreamOpened(stream, b"")])
+        self.assertTrue(pair.controller.holds(stream))
+
+    def test_epochs(self) -> None:
+        """Another epoch begins whenever streams were given up, and no two muxes share one."""
+        fresh = Mux(Role.AGENT, self.agent.instance)
+        before = [self.epoch(mux) for mux in (self.controller, self.agent, fresh) for _ in range(2)]
+        self.assertEqual(before[::2], before[1::2])
+        for mux in (self.controller, self.agent, fresh):
+            mux.abandon(GONE)
+        self.assertEqual(self.epoch(fresh), before[-1], "it had nothing to give up")
+        after = [self.epoch(mux) for mux in (self.controller, self.agent)]
+        self.assertEqual(len({*before, *after}), 5)
+
+    def epoch(self, mux: Mux) -> int:
+        """The epoch in its next Hello."""
+        mux.attach(Hello())
+        message = mux.next_message()
+        assert message is not None
+        [hello] = frames.decode(message)
+        assert isinstance(hello, Hello)
+        return hello.epoch
 
     def test_closed_between_hellos(self) -> None:
         """A process that was restarted hears no answer about streams that it never knew."""
