@@ -37,8 +37,9 @@ TEXT_LIMIT = 1024
 CAPABILITIES_LIMIT = 64
 #: The most companions of one agent.
 COMPANIONS_LIMIT = 64
-#: The most bytes that a stream may be granted ahead.
-WINDOW_LIMIT = 64 * 1024 * 1024
+#: The most bytes that count when a stream is granted more ahead: what the sender has to keep until
+#: it is acknowledged is for the sender to bound, whatever the peer permits.
+WINDOW_LIMIT = 1024 * 1024
 
 _INSTANCE_LENGTH = 16
 _OFFSET_LIMIT = 1 << 62

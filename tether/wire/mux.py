@@ -70,6 +70,7 @@ from tether.wire.events import (
 from tether.wire.frames import (
     PAYLOAD_LIMIT,
     STREAMS_LIMIT,
+    WINDOW_LIMIT,
     Credit,
     Data,
     Duty,
@@ -88,8 +89,8 @@ from tether.wire.lanes import RECORD_LANES, RECORD_LIMIT
 from tether.wire.stream import Stream
 from tether.wire.turns import LITTLE, Turns
 
-#: What a peer may send on a stream before anything was handed on.
-WINDOW = 1024 * 1024
+#: What a peer may send on a stream before anything was handed on; also the most that it is sent.
+WINDOW = WINDOW_LIMIT
 
 #: How many answers may wait for a peer that does not read. One that does may end all streams
 #: at once, each of them twice: in order, and by a reset that crosses the acknowledgement.

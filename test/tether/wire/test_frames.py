@@ -15,6 +15,7 @@ from tether.wire.frames import (
     MESSAGE_LIMIT,
     PAYLOAD_LIMIT,
     TEXT_LIMIT,
+    WINDOW_LIMIT,
     Credit,
     Data,
     Duty,
@@ -44,7 +45,7 @@ ANY = st.one_of(
         host_boot_id=st.text(max_size=9),
         facts=st.sampled_from((None, encode_facts(DeviceFacts(os="linux", labels={"a": "b"})))),
         settings=st.sampled_from((None, encode_settings(Settings("ns", "dev")))),
-        window=st.integers(0, 1 << 26),
+        window=st.integers(0, WINDOW_LIMIT),
         streams=st.lists(st.builds(StreamState, IDS, OFFSETS, OFFSETS), max_size=3).map(tuple),
         epoch=IDS,
         peer_instance=st.sampled_from((b"", b"p" * 16)),
@@ -55,7 +56,7 @@ ANY = st.one_of(
         draining=st.booleans(),
     ),
     st.builds(
-        Open, IDS, st.integers(0, 1 << 26), st.sampled_from((b"", encode_request(Exec((b"a", b"\xff")))))
+        Open, IDS, st.integers(0, WINDOW_LIMIT), st.sampled_from((b"", encode_request(Exec((b"a", b"\xff")))))
     ),
     st.builds(Data, IDS, OFFSETS, st.integers(0, 9), st.binary(min_size=1, max_size=50)),
     st.builds(Credit, IDS, OFFSETS, OFFSETS),
