@@ -45,7 +45,10 @@ class StateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A device that has joined. ``certificate`` is a PEM chain, ``key`` a PEM key."""
+    """A device that has joined. ``certificate`` is a PEM chain, ``key`` a PEM key.
+
+    ``token`` tells the join token that it came by from any other, and is good for nothing else.
+    """
 
     namespace: str
     name: str
@@ -53,6 +56,7 @@ class Identity:
     ca_bundle: bytes = field(repr=False)
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
+    token: str = ""
 
     def leaf(self) -> x509.Certificate:
         """The device's own certificate."""
@@ -120,6 +124,7 @@ class State:
                 ca_bundle=str(content["ca_bundle"]).encode("ascii"),
                 certificate=str(content["certificate"]).encode("ascii"),
                 key=str(content["key"]).encode("ascii"),
+                token=str(content.get("token", "")),
             )
             if not identity.urls or not fits(identity.certificate, identity.key):
                 raise ValueError("the parts do not make an identity")

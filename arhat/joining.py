@@ -7,6 +7,7 @@ the person who typed the token.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -62,8 +63,13 @@ def read_token(word: str) -> Token:
 
 
 def must_join(identity: Identity | None, now: datetime) -> bool:
-    """Whether a token is to be used: before the first join, and when the certificate has run out."""
+    """Whether nothing works without a token: before the first join, and when the certificate has run out."""
     return identity is None or now >= identity.leaf().not_valid_after_utc
+
+
+def is_another(token: Token, identity: Identity) -> bool:
+    """Whether this is not the token that the identity came by; one that does not say came by any."""
+    return identity.token not in ("", _mark(token))
 
 
 async def join(
@@ -109,7 +115,11 @@ def _identity(token: Token, joined: Joined, key: bytes) -> Identity:
     if bundle != SYSTEM_TRUST and not valid_bundle(bundle):
         bundle = token.ca_bundle
     urls = joined.urls or token.urls
-    return Identity(token.namespace, token.name, urls, bundle, joined.certificate, key)
+    return Identity(token.namespace, token.name, urls, bundle, joined.certificate, key, _mark(token))
+
+
+def _mark(token: Token) -> str:
+    return hashlib.sha256(token.secret).hexdigest()[:32]
 
 
 async def _ask(

@@ -1,8 +1,8 @@
 """The wiring of the agent: identity first, then the agent, then the dialling.
 
-``build`` joins if it must. After a join it does not go on: the token stands in this
-process's argument list, so ``joined`` is called to start the program anew
-without it.
+``build`` joins if it must, or is given another token than the one before. After a
+join it does not go on: the token stands in this process's argument list, so ``joined``
+is called to start the program anew without it.
 
 The law of leaving
     The controller is told first: from then on new sessions go to another agent, if there
@@ -35,9 +35,10 @@ from arhat.dial import Dial
 from arhat.executor.environment import Account
 from arhat.executor.facts import TellFacts
 from arhat.executor.logs.starting import LogReading
-from arhat.identity import State, StateError
-from arhat.joining import JoinFailed, join, must_join, read_token
+from arhat.identity import Identity, State, StateError
+from arhat.joining import JoinFailed, is_another, join, must_join, read_token
 from tether.daemon import Fatal
+from tether.join import Token
 from tether.link.link import RESUME, TAKEOVER, PeerIntroduction
 from tether.link.websocket import nvx_available
 from tether.verbs.requests import AskFacts, DeviceFacts, Logs
@@ -73,15 +74,17 @@ async def build(
     try:
         state.prepare()
         identity = state.load()
-        if start.join and must_join(identity, now()):
-            identity = await join(read_token(start.join), state, reactor, now, environment, _SOFTWARE)
-            _log.info("joined as {device}", device=f"{identity.namespace}/{identity.name}")
-            joined()
-        elif start.join and identity is not None:
-            _log.info(
-                "this device has joined as {device}; --join is ignored",
-                device=f"{identity.namespace}/{identity.name}",
-            )
+        token = _new_token(start, identity, now())
+        if token is not None:
+            try:
+                identity = await join(token, state, reactor, now, environment, _SOFTWARE)
+                _log.info("joined as {device}", device=_name_of(identity))
+                joined()
+            except JoinFailed as why:
+                if identity is None or must_join(identity, now()):
+                    raise
+                # A mistake in the new token must not lose a device that works.
+                _log.warn("still {device}: {reason}", device=_name_of(identity), reason=str(why))
     except (StateError, JoinFailed) as why:
         raise Fatal(str(why)) from None
     if identity is None:
@@ -125,6 +128,32 @@ async def build(
 
     dial = Dial(reactor, state, identity, agent, introduce, environment, now)
     return Arhat(reactor, agent, dial, companions, start.config.drain)
+
+
+def _new_token(start: Start, identity: Identity | None, now: datetime) -> Token | None:
+    """The token to join with, unless it is the one that this device joined with. Raises ``JoinFailed``."""
+    if not start.join:
+        return None
+    if identity is None or must_join(identity, now):
+        return read_token(start.join)
+    try:
+        token = read_token(start.join)
+        if is_another(token, identity):
+            return token
+        reason = "" if identity.token else f"; to join anew, stop it and remove {start.state}"
+    except JoinFailed as why:
+        # The file may be gone: it has served its time.
+        reason = f": {why}"
+    _log.info(
+        "this device has joined as {device}; --join is ignored{reason}",
+        device=_name_of(identity),
+        reason=reason,
+    )
+    return None
+
+
+def _name_of(identity: Identity) -> str:
+    return f"{identity.namespace}/{identity.name}"
 
 
 class Arhat(MultiService):

@@ -27,7 +27,7 @@ from arhat.config import Config
 from arhat.executor.ending import Deaf, conclude
 from arhat.executor.environment import Account
 from arhat.identity import Identity, State, signing_request
-from arhat.joining import JoinFailed
+from arhat.joining import JoinFailed, _mark
 from arhat.service import DRAIN_PATIENCE, Arhat, Start, build
 from test.arhat import test_identity
 from test.arhat.running import own_account
@@ -56,15 +56,26 @@ class BuildTests(SynchronousTestCase):
         self.again: list[bool] = []
         self.outcome: Identity | JoinFailed = self.identity
         self.patch(arhat.service, "join", self.join)
-        self.token = Token(("wss://h",), "edge", "pump", b"s" * 32, AUTHORITY.bundle).encode()
+        self.token = self.new_token(b"s")
+
+    def new_token(self, letter: bytes) -> str:
+        """A token for this device."""
+        return Token(("wss://h",), "edge", "pump", letter * 32, AUTHORITY.bundle).encode()
+
+    def kept(self) -> Identity:
+        """What the folder holds."""
+        identity = State(self.folder).load()
+        assert identity is not None
+        return identity
 
     async def join(self, token: Token, state: State, *_: object) -> Identity:
         """What joining comes to."""
         self.asked.append(token)
         if isinstance(self.outcome, JoinFailed):
             raise self.outcome
-        state.save(self.outcome)
-        return self.outcome
+        identity = replace(self.outcome, token=_mark(token))
+        state.save(identity)
+        return identity
 
     def build(self, word: str = "") -> Deferred[Any]:
         """Build with this ``--join``."""
@@ -98,6 +109,39 @@ class BuildTests(SynchronousTestCase):
         self.assertEqual((["pump"], [True]), ([token.name for token in self.asked], self.again))
         self.assertIsInstance(self.successResultOf(self.build(self.token)), Arhat)
         self.assertEqual((1, [True]), (len(self.asked), self.again))
+
+    def test_joins_anew(self) -> None:
+        """Another token than the one it joined with makes it join again; that one is known for what it is."""
+        self.successResultOf(self.build(self.token))
+        other = self.new_token(b"t")
+        self.successResultOf(self.build(other))
+        self.successResultOf(self.build(other))
+        self.assertEqual((2, [True, True]), (len(self.asked), self.again))
+        self.assertEqual(_mark(Token.decode(other)), self.kept().token)
+
+    def test_joins_anew_in_vain(self) -> None:
+        """A new token that is of no use leaves the device what it was, and is told."""
+        self.successResultOf(self.build(self.token))
+        before, self.outcome = self.kept(), JoinFailed("the gateway refused: it has expired")
+        for word, line in (
+            (self.new_token(b"t"), "still edge/pump: the gateway refused: it has expired"),
+            ("nonsense", "this device has joined as edge/pump; --join is ignored: "),
+            (f"@{self.folder}/gone", "this device has joined as edge/pump; --join is ignored: cannot read"),
+        ):
+            with capturedLogs() as events:
+                self.assertIsInstance(self.successResultOf(self.build(word)), Arhat)
+            told = [formatEvent(event) or "" for event in events]
+            self.assertTrue(any(one.startswith(line) for one in told), told)
+        self.assertEqual((2, [True], before), (len(self.asked), self.again, self.kept()))
+
+    def test_joined_by_a_former_version(self) -> None:
+        """That did not keep which token it was; then one line says how to join anew."""
+        self.keep(self.identity)
+        with capturedLogs() as events:
+            self.successResultOf(self.build(self.token))
+        self.assertEqual([], self.asked)
+        line = f"--join is ignored; to join anew, stop it and remove {self.folder}"
+        self.assertTrue(any((formatEvent(event) or "").endswith(line) for event in events))
 
     def test_expired(self) -> None:
         """A token counts again when the certificate has run out."""
