@@ -16,8 +16,9 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from tether.errors import LocalMisuse, Reason, ResetCode
+from tether.errors import LocalMisuse, Reason, RemoteViolation, ResetCode
 from tether.link.interfaces import HIGH_WATER, LOW_WATER, Channel, Receiver
+from tether.wire.frames import KEPT_LIMIT
 from tether.wire.lanes import RECORD_LANES, Lane
 from tether.wire.mux import Mux
 
@@ -149,7 +150,10 @@ class MuxChannel:
         self._receiver = receiver
 
     def data_arrived(self, lane: int, data: bytes) -> None:
-        """The peer sent bytes or a record."""
+        """The peer sent bytes or a record.
+
+        Raises ``RemoteViolation`` when more pieces wait than an honest peer sends unacknowledged.
+        """
         if self._paused and self._inbox and lane not in RECORD_LANES:
             last = self._inbox[-1]
             if last is not None and last[0] == lane and len(last[1]) + len(data) <= _JOINED:
@@ -157,6 +161,8 @@ class MuxChannel:
                 joined += data
                 self._inbox[-1] = (lane, joined)
                 return
+        if len(self._inbox) >= KEPT_LIMIT:
+            raise RemoteViolation(f"stream {self.stream}: more than {KEPT_LIMIT} frames without an answer")
         self._inbox.append((lane, data))
         self._turntable.later(self._hand_on)
 

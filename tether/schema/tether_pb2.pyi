@@ -72,7 +72,7 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., data: _Optional[_Union[Data, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., duty: _Optional[_Union[Duty, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings", "started", "companions", "number", "draining", "epoch", "peer_epoch")
+    __slots__ = ("protocol", "software", "capabilities", "instance", "host_boot_id", "streams", "peer_instance", "facts", "window", "settings", "started", "companions", "number", "draining", "epoch", "peer_epoch", "former_epoch")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class Hello(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PEER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FORMER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     software: str
     capabilities: _containers.RepeatedScalarFieldContainer[str]
@@ -105,7 +106,8 @@ class Hello(_message.Message):
     draining: bool
     epoch: int
     peer_epoch: int
-    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., started: _Optional[int] = ..., companions: _Optional[_Iterable[bytes]] = ..., number: _Optional[int] = ..., draining: _Optional[bool] = ..., epoch: _Optional[int] = ..., peer_epoch: _Optional[int] = ...) -> None: ...
+    former_epoch: int
+    def __init__(self, protocol: _Optional[int] = ..., software: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., instance: _Optional[bytes] = ..., host_boot_id: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamState, _Mapping]]] = ..., peer_instance: _Optional[bytes] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., window: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., started: _Optional[int] = ..., companions: _Optional[_Iterable[bytes]] = ..., number: _Optional[int] = ..., draining: _Optional[bool] = ..., epoch: _Optional[int] = ..., peer_epoch: _Optional[int] = ..., former_epoch: _Optional[int] = ...) -> None: ...
 
 class StreamState(_message.Message):
     __slots__ = ("stream", "delivered", "limit")

@@ -29,6 +29,9 @@ PAYLOAD_LIMIT = 64 * 1024
 FRAMES_LIMIT = 1024
 #: The most streams that one side may have opened and not yet ended.
 STREAMS_LIMIT = 4096
+#: The most frames of one stream that its sender may have sent and its receiver not yet acknowledged:
+#: either keeps an object for each, however small they are.
+KEPT_LIMIT = 4096
 #: The most bytes of a device's facts or of settings.
 INTRODUCTION_LIMIT = 256 * 1024
 #: The most characters of a reason, of a software's name, of a boot id.
@@ -82,6 +85,7 @@ class Hello:
     epoch: int = 0
     peer_instance: bytes = b""
     peer_epoch: int = 0
+    former_epoch: int = 0
     started: int = 0
     companions: frozenset[bytes] = frozenset()
     number: int = 0
@@ -255,6 +259,7 @@ def _put_hello(message: schema.Hello, hello: Hello) -> None:
     message.epoch = hello.epoch
     message.peer_instance = hello.peer_instance
     message.peer_epoch = hello.peer_epoch
+    message.former_epoch = hello.former_epoch
     message.window = hello.window
     message.started = hello.started
     message.companions.extend(sorted(hello.companions))
@@ -351,6 +356,7 @@ def _take_hello(message: schema.Hello) -> Hello:
         epoch=message.epoch,
         peer_instance=message.peer_instance,
         peer_epoch=message.peer_epoch,
+        former_epoch=message.former_epoch,
         started=message.started,
         companions=frozenset(_companion(instance) for instance in message.companions),
         number=message.number,

@@ -33,13 +33,17 @@ A new link
     ends were sent is history there; any other is lost.
 
 Whether streams go on
-    A side that gives up its streams by itself begins a new *epoch*, and says in ``Hello``
-    which it is in. Who hears the instance and the epoch that it heard last keeps its streams;
-    else they were of something that is gone, and are lost. In turn each says which ``Hello``
-    of the other it heard last. If that is of another epoch of ours, or it heard none, no
-    ``Open`` of ours has arrived since, for nothing is said on a link before the ``Hello``
-    there was heard; what it lists is of the past, and is lost to it as it hears ours. So each
-    side judges for itself, and it does not matter whether its own ``Hello`` arrives.
+    A side whose streams are lost is in another *epoch* from then on, and says in ``Hello``
+    which. Who hears the instance and the epoch that it heard last keeps its streams; else they
+    were of something that is gone, and are lost. In turn each says which ``Hello`` of whom it
+    heard last. If that is not one of ours, none of our ``Open``s has arrived there in its epoch,
+    for nothing is said on a link before the ``Hello`` there was heard; what it lists is of the
+    past. So each side judges for itself, and need not know whether its own ``Hello`` arrived.
+
+    A side that had met one peer and hears another's ``Hello`` loses its streams there, but may have
+    said its epoch on this link already. It says that one, too, from then on, as the former: by it
+    the peer that it names may know it, for whom it had no streams in that epoch. For nobody else
+    does it count.
 
 A peer that makes this side answer without reading the answers is dropped when
 ``_ANSWERS_LIMIT`` of them wait.
@@ -130,6 +134,7 @@ class Mux:
         self._own = 0  # how many of them this side opened
         self._untold: list[StreamBroken | StreamClosed] = []  # a violation came in the same message
         self._epoch = next(_epochs)
+        self._former = 0  # the epoch before, if this one began by meeting another peer
         self._peer = _NOBODY  # whose streams these are: instance and epoch in its last Hello
         self._peer_window = 0
         self._links = 0  # how many there were
@@ -153,7 +158,7 @@ class Mux:
         self.detach()
         self._links += 1
         self._introduction = replace(
-            introduction, instance=self.instance, epoch=self._epoch, window=self.window, number=self._links
+            introduction, instance=self.instance, window=self.window, number=self._links
         )
 
     def detach(self) -> None:
@@ -174,7 +179,7 @@ class Mux:
         self.detach()
         if self._peer is not _NOBODY:
             # Who has heard nobody has nothing to give up, and what is on its way is not lost.
-            self._epoch, self._peer = next(_epochs), _NOBODY
+            self._epoch, self._former, self._peer = next(_epochs), 0, _NOBODY
         events, self._untold = self._untold, []
         for stream in list(self._streams.values()):
             self._lose(stream, reason, events)
@@ -295,6 +300,8 @@ class Mux:
             instance, epoch = self._peer
             hello = replace(
                 self._introduction,
+                epoch=self._epoch,
+                former_epoch=self._former,
                 peer_instance=instance,
                 peer_epoch=epoch,
                 streams=tuple(
@@ -465,6 +472,7 @@ class Mux:
                 raise RemoteViolation(f"stream {stream.id}: a record at {frame.offset} came in pieces")
             payload = payload[ledger.received - frame.offset :]
         ledger.received = frame.end
+        ledger.frames += 1
         events.append(DataArrived(stream.id, frame.lane, payload))
 
     def _receive_finish(self, frame: Finish, events: list[Event]) -> None:
@@ -513,17 +521,20 @@ class Mux:
     def _receive_hello(self, hello: Hello, events: list[Event]) -> None:
         if self._introduced:
             raise RemoteViolation("a second Hello on one link")
+        named = (hello.peer_instance, hello.peer_epoch)
+        heard_us = named[1] != 0 and named in ((self.instance, self._epoch), (self.instance, self._former))
         known, self._peer = self._peer, (hello.instance, hello.epoch)
-        resumed = known == self._peer
+        resumed = known == self._peer or (heard_us and known == (hello.instance, hello.former_epoch))
         self._introduced = True
         self._newest = (hello.instance, hello.number)
         self._peer_window = hello.window
         events.append(Introduced(hello, resumed))
         if resumed:
-            heard_us = (hello.peer_instance, hello.peer_epoch) == (self.instance, self._epoch)
-            # Else it holds nothing of what there is since our epoch began, and will learn of that now.
+            # Who has not heard us holds nothing of what there is, and will learn of that now.
             self._resume({state.stream: state for state in hello.streams if heard_us}, events)
             return
+        if known is not _NOBODY:
+            self._former, self._epoch = self._epoch, next(_epochs)
         self._answers.clear()  # they are about streams that the peer never knew
         self._highest_of_peer = 0
         reason = _RESTARTED if known[0] not in (b"", hello.instance) else _FORGOTTEN

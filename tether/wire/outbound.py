@@ -4,7 +4,7 @@ Writes wait as they came, small neighbours on one lane are joined when they are
 taken, large ones are cut. What was taken is kept, as it was cut, until the peer
 says that it handed it on; after a cut of the link exactly that is sent again.
 Since nothing is taken beyond the peer's limit, what is kept never exceeds the
-peer's window.
+peer's window; nor do tiny frames pile up, for only so many of them are kept.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections import deque
 
 from tether.errors import Reason, RemoteViolation
-from tether.wire.frames import PAYLOAD_LIMIT, WINDOW_LIMIT, Data, Finish, Reset
+from tether.wire.frames import KEPT_LIMIT, PAYLOAD_LIMIT, WINDOW_LIMIT, Data, Finish, Reset
 from tether.wire.lanes import RECORD_LANES
+
+#: Up to this size what waits is joined, so that tiny writes cost no object each.
+_JOINED = 4096
 
 
 class Outbound:
@@ -42,7 +45,7 @@ class Outbound:
         self.queued = 0  # bytes that were never sent
         self.finish_asked = False
         self.end: Finish | Reset | None = None  # the last frame, once it was taken
-        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting: deque[tuple[int, bytes | bytearray]] = deque()
         self._taken_of_first = 0
         self._kept: deque[Data | Finish | Reset] = deque()
         self._again: deque[Data | Finish | Reset] = deque()
@@ -68,6 +71,8 @@ class Outbound:
         """True when ``take`` has something to give."""
         if self._again:
             return True
+        if len(self._kept) >= KEPT_LIMIT:
+            return False
         if self._waiting:
             lane, data = self._waiting[0]
             credit = self.limit - self.sent
@@ -81,8 +86,15 @@ class Outbound:
 
     def write(self, lane: int, data: bytes) -> None:
         """Queue bytes, or a record."""
-        self._waiting.append((lane, data))
         self.queued += len(data)
+        if self._waiting and lane not in RECORD_LANES:
+            last_lane, last = self._waiting[-1]
+            if last_lane == lane and len(last) + len(data) <= _JOINED:
+                joined = last if isinstance(last, bytearray) else bytearray(last)
+                joined += data
+                self._waiting[-1] = (lane, joined)
+                return
+        self._waiting.append((lane, data))
 
     def reset(self, reason: Reason) -> Reset:
         """Drop all that waits or is kept; the end is a reset from here on."""
@@ -104,6 +116,8 @@ class Outbound:
             again = self._again.popleft()
             self._again_size -= again.end - again.offset
             return again
+        if len(self._kept) >= KEPT_LIMIT:
+            return None
         frame: Data | Finish
         if self._waiting:
             lane = self._waiting[0][0]
@@ -111,7 +125,7 @@ class Outbound:
             if lane in RECORD_LANES:
                 if len(self._waiting[0][1]) > credit:
                     return None
-                payload = self._waiting.popleft()[1]
+                payload = bytes(self._waiting.popleft()[1])
             else:
                 payload = self._gather(lane, min(budget, PAYLOAD_LIMIT, credit))
                 if not payload:
@@ -149,7 +163,7 @@ class Outbound:
 
     def _gather(self, lane: int, room: int) -> bytes:
         """Up to ``room`` bytes off the front, joined across writes on one lane."""
-        parts: list[bytes] = []
+        parts: list[bytes | bytearray] = []
         while room > 0 and self._waiting and self._waiting[0][0] == lane:
             data = self._waiting[0][1]
             start = self._taken_of_first
@@ -161,4 +175,4 @@ class Outbound:
                 self._taken_of_first = 0
             else:
                 self._taken_of_first = start + len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)

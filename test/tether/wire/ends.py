@@ -13,10 +13,10 @@ Talks
     what the other end said: no gap, no double, no piece of a record.
 
 Loss
-    An end that gives up what it has or starts anew begins another life, and all talks that there are
-    may be lost with the former one; so may those that the other begins before it has heard a Hello
-    of the new one. No other talk is lost, over any number of lines, and they all end at both ends in
-    the same way.
+    An end that gives up what it has, starts anew, or meets another end than the one before begins
+    another life, and all talks that there are may be lost with the former one; so may those that the
+    other begins before it has heard of the new one. No other talk is lost, over any number of lines,
+    and they all end at both ends in the same way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tether.wire.events import (
     StreamFinished,
     StreamOpened,
 )
-from tether.wire.frames import Duty, Hello
+from tether.wire.frames import KEPT_LIMIT, Duty, Hello
 from tether.wire.lanes import RECORD_LANES, RECORD_LIMIT
 from tether.wire.mux import Mux, Role
 
@@ -124,6 +124,7 @@ class End:
         self.line: Line | None = None
         self.reached = 0  # the place of the newest line it took
         self.life = world.new_life()
+        self.former = 0  # the life before, if this one began by meeting another end
         self.met = 0  # which life of the other it heard last of, in this life of its own
 
     # ---- lines
@@ -190,7 +191,7 @@ class End:
         if self.met:
             # Else there is nothing to give up.
             self.world.lose()
-            self.life, self.met = self.world.new_life(), 0
+            self.life, self.former, self.met = self.world.new_life(), 0, 0
         reason = Reason(ResetCode.LOST, "given up")
         for event in self.mux.abandon(reason):
             self._ended(event)
@@ -291,8 +292,19 @@ class End:
                 raise AssertionError(f"{event} out of nothing")
 
     def _introduced(self, line: Line, resumed: bool) -> None:
+        other = line.ends[1 - self.side]
+        assert other is not None
         life = line.lives[1 - self.side]
+        if life == other.former and other.met == self.life:
+            # Since it said so it has met this end, for which it had no talks in that life.
+            life = other.life
         assert resumed == (self.met == life), f"resumed: {resumed}, but it met {self.met}, and now {life}"
+        if self.met and self.met != life:
+            self.former, self.life = self.life, self.world.new_life()
+            line.lives[self.side] = self.life
+            self.world.lose()
+            if other.met == self.former:
+                other.met = self.life
         self.met = life
 
     def _opened(self, sender: End, stream: int, request: bytes) -> None:
@@ -350,6 +362,7 @@ class World:
         self._lives = 0
         self.lines: list[Line] = []
         self.gone: list[End] = []
+        self.away: list[End] = []  # controllers that live, and are not the one at present
         self._said = 0
         self.ends = [self._born(0), self._born(1)]
 
@@ -370,7 +383,7 @@ class World:
 
     def lose(self) -> None:
         """From here on the talks that are not over may end as lost."""
-        for end in self.ends:
+        for end in (*self.ends, *self.away):
             for talk in end.talks.values():
                 talk.lost = talk.lost or not talk.over
 
@@ -379,6 +392,12 @@ class World:
         self.lose()
         self.gone.append(self.ends[side])
         self.ends[side] = self._born(side, instance)
+
+    def hand_over(self) -> None:
+        """Another controller takes the place of the present one, which lives on and may come back."""
+        self.ends[0].detach()
+        self.away.append(self.ends[0])
+        self.ends[0] = self.away.pop(0) if len(self.away) > 1 else self._born(0)
 
     def connect(self) -> Line:
         """A new line, which nobody has taken yet."""
@@ -471,6 +490,7 @@ def check_mux(mux: Mux) -> None:
         ends = 2 if stream.was_reset else outbound.end is not None
         assert outbound.sent <= outbound.limit + ends, "sent more than was granted"
         assert outbound.queued == sum(len(data) for _, data in outbound._waiting) - outbound._taken_of_first
+        assert len(outbound._kept) <= KEPT_LIMIT + stream.was_reset
         kept = list(outbound._kept)
         assert all(frame.end > outbound.acknowledged for frame in kept), "kept for nothing"
         in_part = outbound.acknowledged - kept[0].offset if kept and not stream.was_reset else 0

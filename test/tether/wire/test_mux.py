@@ -17,6 +17,7 @@ from tether.wire.credit import SHARED
 from tether.wire.events import (
     DataArrived,
     DutyTold,
+    Introduced,
     PongArrived,
     StreamBroken,
     StreamClosed,
@@ -24,6 +25,7 @@ from tether.wire.events import (
     StreamOpened,
 )
 from tether.wire.frames import (
+    KEPT_LIMIT,
     STREAMS_LIMIT,
     WINDOW_LIMIT,
     Credit,
@@ -254,6 +256,52 @@ class CreditTests(PairCase):
             self.controller.send(self.stream, 0, b"k")
             self.pair.flush()
         self.assertEqual(self.controller.kept(self.stream), 0)
+
+    def test_grants_of_a_byte(self) -> None:
+        """A peer that grants byte by byte and acknowledges nothing is sent no more frames than can be kept."""
+        pair = MuxPair(window=0)
+        stream = pair.controller.open(b"")
+        pair.controller.send(stream, 0, b"x" * 2 * KEPT_LIMIT)
+        pair.flush()
+        for limit in range(1, KEPT_LIMIT + 100):
+            pair.controller.receive(frames.encode([Credit(stream, 0, limit)]))
+            pair.move(pair.controller, lose=True)
+        self.assertEqual(pair.controller.kept(stream), KEPT_LIMIT)
+        pair.controller.receive(frames.encode([Credit(stream, KEPT_LIMIT, 2 * KEPT_LIMIT)]))
+        self.assertTrue(pair.move(pair.controller, lose=True))
+        self.assertEqual(pair.controller.queued(stream), 0)
+
+    def test_many_frames_as_one_piece(self) -> None:
+        """However many frames were joined before they were handed on, the sender hears that it may go on."""
+        for first in (0, 1):
+            self.setUp()
+            for _ in range(KEPT_LIMIT):
+                self.controller.send(self.stream, 0, b"k")
+                message = self.controller.next_message()
+                assert message is not None
+                self.agent.receive(message)
+            self.controller.send(self.stream, 0, b"last")
+            self.assertIsNone(self.controller.next_message())
+            for count in (first, KEPT_LIMIT - first):
+                if count:
+                    self.agent.delivered(self.stream, count)
+                    self.pair.flush()
+            self.assertEqual((self.controller.kept(self.stream), self.controller.queued(self.stream)), (4, 0))
+
+    def test_tiny_writes_that_wait(self) -> None:
+        """They are joined, so that each costs no object; a record and another lane stay apart."""
+        outbound = Outbound(2, 0)
+        said = [(0, b"a"), (0, b"b"), (1, b"c"), (1, b"d"), (2, b"e"), (2, b"f"), (0, b"g")]
+        for lane, data in said:
+            outbound.write(lane, data)
+        self.assertEqual(list(outbound._waiting), [(0, b"ab"), (1, b"cd"), (2, b"e"), (2, b"f"), (0, b"g")])
+        for _ in range(100_000):
+            outbound.write(0, b"x")
+        self.assertLess(len(outbound._waiting), 40)
+        outbound.acknowledge(0, 1 << 20)
+        taken = [outbound.take(65536) for _ in range(7)]
+        self.assertEqual({type(frame.payload) for frame in taken if isinstance(frame, Data)}, {bytes})
+        self.assertEqual((outbound.queued, outbound.sent), (0, 100_007))
 
     def test_own_window(self) -> None:
         """Each side states its own window, for streams of either side."""
@@ -535,6 +583,41 @@ class ReturnTests(PairCase):
         pair.flush()
         self.assertEqual(pair.heard[pair.agent][1:], [StreamOpened(stream, b"")])
         self.assertTrue(pair.controller.holds(stream))
+
+    def test_visit_elsewhere(self) -> None:
+        """What a peer lost as it heard another one is not asked of it again when it comes back."""
+        for unheard in (0, 1):
+            self.setUp()
+            first, opened = self.pair.controller, self.pair.heard[self.agent]
+            stream = self.controller.open(b"")
+            self.pair.move(self.controller)
+            self.assertIn(StreamOpened(stream, b""), opened)
+            self.replace(first, b"d" * 16)
+            self.pair.attach()
+            self.pair.flush()
+            self.assertEqual(len(self.agent), 0)
+            self.pair.detach()
+            opened.clear()
+            self.pair.controller = first
+            self.pair.heard, self.pair.frames = {first: [], self.agent: opened}, {first: [], self.agent: []}
+            for _ in range(unheard):
+                self.pair.attach()
+                self.pair.move(first)
+                self.pair.move(self.agent, lose=True)
+            self.back()
+            self.assertEqual([event for event in opened if not isinstance(event, Introduced)], [])
+            self.assertEqual((len(first), len(self.agent)), (0, 0))
+
+    def test_met_on_the_way(self) -> None:
+        """Who comes from another and is cut off before it was heard again is known by its former epoch."""
+        self.replace(self.pair.controller, b"d" * 16)
+        self.pair.attach()
+        self.pair.move(self.agent)
+        stream = self.pair.controller.open(b"")
+        self.pair.move(self.pair.controller)
+        self.back()
+        self.assertIn(StreamOpened(stream, b""), self.pair.heard[self.agent])
+        self.assertTrue(self.pair.controller.holds(stream))
 
     def test_epochs(self) -> None:
         """Another epoch begins whenever streams were given up, and no two muxes share one."""

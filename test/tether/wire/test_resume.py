@@ -38,7 +38,7 @@ LIMITS = st.one_of(st.integers(1, 70), st.just(65536))
 COUNTS = st.integers(1, 6)
 ARRIVING = st.tuples(st.integers(0, 3), st.integers(0, 3))
 #: Whether an end forgets the other, and how. Mostly not, or nothing else would be tried.
-LOSSES = st.sampled_from((*[None] * 12, "abandon", "restart", "forget", "abandon late"))
+LOSSES = st.sampled_from((*[None] * 10, "abandon", "restart", "forget", "abandon late", "another", "another"))
 ACTS = st.sampled_from(("open", "hand_on", "hand_on", "hand_on", "finish", "reset"))
 
 
@@ -208,6 +208,8 @@ class Flaps(RuleBasedStateMachine):
         elif loss == "forget":
             # As a controller does whose grace is over: the next link to the same agent is a new mux.
             self.world.restart(0, self.world.ends[0].mux.instance)
+        elif loss == "another":
+            self.world.hand_over()
         line = self.world.connect()
         for place, beat in enumerate(order):
             for when, act, which in acts:
