@@ -10,10 +10,14 @@ The law of waiting
     An answer of 500 and up is no refusal: some proxy's gateway is not there just now.
 
 The certificate is renewed over the link at two thirds of its life and used from the
-next connection on. What the controller tells about URLs and authorities is kept; the
-URL that works now stays the last resort until another has worked, for a mistake in
-what is told must not lose a device for good. Another agent of this host may have renewed
-meanwhile, so what is kept is read again before each attempt.
+next connection on, if its key has reached the disk: the controller forgets the former key
+once the new one is used, and a new one that ends with this process would lose the device.
+What cannot be saved is tried again before each attempt, and at each look at the certificate.
+
+What the controller tells about URLs and authorities is kept; the URL that works now stays
+the last resort until another has worked, for a mistake in what is told must not lose a
+device for good. Another agent of this host may have renewed meanwhile, so what is kept is
+read again before each attempt.
 
 While sessions wait for the next link somebody sits before a terminal that stands still: until
 their grace is over the bound of the waiting is one second.
@@ -113,8 +117,12 @@ class Dial(Service):
         self._farewell: tuple[str, bool] | None = None
         self._present: _Connection | None = None
         self._url = ""
+        self._dialled = identity
         self._trouble = ""
-        self._state_trouble = ""
+        # What is to be kept, and is not on disk yet.
+        self._unsaved_certificate: Identity | None = None
+        self._unsaved_settings: Identity | None = None
+        self._state_troubles: set[str] = set()
         self._duty = Duty.ACTIVE
         self._draining = False
         self._drain_heard: Deferred[None] | None = None
@@ -125,7 +133,7 @@ class Dial(Service):
 
     @property
     def identity(self) -> Identity:
-        """Who this device is, with the newest certificate."""
+        """Who this device is, with the newest certificate that is on disk."""
         return self._identity
 
     @property
@@ -208,9 +216,9 @@ class Dial(Service):
 
     async def _attempt(self, url: str) -> _Outcome:
         """One connection from dialling to its end."""
-        self._read_again()
+        self._catch_up()
         identity, now = self._identity, self._now()
-        self._url, self._up_since, self._farewell = url, None, None
+        self._url, self._dialled, self._up_since, self._farewell = url, identity, None, None
         trust: GatewayTrust | None = None
         factory: ClientFactory | None = None
         present = self._present = _Connection(self._tether.receiver())
@@ -287,8 +295,10 @@ class Dial(Service):
 
     def link_over(self, link: Link) -> None:
         """The sessions have ended; whoever served them has heard."""
-        # Until now a request that was lost with the link could still come by the next one.
-        self._drain_was_heard()
+        # Until now a request that was lost with the link could still come by the next one. It still
+        # can if no Hello was heard yet: then there were no sessions that could have ended.
+        if self._tether.peer is not None:
+            self._drain_was_heard()
 
     def duty_told(self, link: Link, duty: Duty) -> None:
         """Another agent of this host serves new sessions, or this one does, or was heard not to."""
@@ -315,41 +325,69 @@ class Dial(Service):
             self._drain_heard.callback(None)
 
     def _take(self, settings: Settings) -> None:
+        if not self._dialled.is_akin(self._identity):
+            # Joined anew meanwhile, and perhaps elsewhere: what this gateway tells is of no use there.
+            return
         urls = tuple(dict.fromkeys((*filter(valid_url, settings.urls), self._url)))
         bundle = settings.ca_bundle
         if bundle != SYSTEM_TRUST and not valid_bundle(bundle):
             bundle = self._identity.ca_bundle
-        self._keep(replace(self._identity, urls=urls, ca_bundle=bundle))
+        told = replace(self._identity, urls=urls, ca_bundle=bundle)
+        if told != self._identity or self._unsaved_settings is not None:
+            # Used even if it cannot be kept: until the next start that is as good.
+            self._identity = self._unsaved_settings = told
 
-    def _keep(self, identity: Identity) -> None:
-        if identity == self._identity:
-            return
-        # Used even if it cannot be kept: until the next start that is as good.
-        self._identity = identity
+    # ---- the state folder
+
+    def _catch_up(self) -> None:
+        """Save what could not be saved before, and take what another process left."""
+        # One that fails does not keep the others from being tried.
+        steps = (self._save_certificate, self._save_settings, self._read_again)
+        if all([self._is_done(step) for step in steps]):
+            self._state_troubles.clear()
+        told = self._unsaved_settings
+        if told is not None and told.is_akin(self._identity):
+            # Another certificate may have been taken, with the URLs of before.
+            self._identity = replace(self._identity, urls=told.urls, ca_bundle=told.ca_bundle)
+
+    def _is_done(self, step: Callable[[], None]) -> bool:
         try:
-            self._state.save(identity)
+            step()
         except StateError as error:
-            self._log.error("{reason}", reason=str(error))
+            # One line, not one at each attempt.
+            if str(error) not in self._state_troubles:
+                self._state_troubles.add(str(error))
+                self._log.error("{reason}", reason=str(error))
+            return False
+        return True
+
+    def _save_certificate(self) -> None:
+        renewed = self._unsaved_certificate
+        if renewed is None:
+            return
+        self._identity = self._state.keep_certificate(renewed)
+        self._unsaved_certificate = None
+        if self._identity.certificate == renewed.certificate:
+            until = renewed.leaf().not_valid_after_utc
+            self._log.info("certificate renewed, valid until {until}", until=f"{until:%Y-%m-%d}")
+
+    def _save_settings(self) -> None:
+        if self._unsaved_settings is not None:
+            self._identity = self._state.keep_settings(self._unsaved_settings)
+            self._unsaved_settings = None
 
     def _read_again(self) -> None:
         """Take a newer identity that another process left: a second agent, or a new join."""
-        try:
-            kept = self._state.load()
-        except StateError as error:
-            # One line, not one at each attempt.
-            if str(error) != self._state_trouble:
-                self._state_trouble = str(error)
-                self._log.error("{reason}", reason=self._state_trouble)
-            return
-        self._state_trouble = ""
-        if kept is not None and _since(kept) > _since(self._identity):
+        kept = self._state.load()
+        if kept is not None and kept.since() > self._identity.since():
             self._identity = kept
 
     # ---- renewal
 
     def _look_at_certificate(self) -> None:
-        self._read_again()
-        if self.is_up and self._renewing is None and self._now() >= self._identity.renewal_time():
+        self._catch_up()
+        newest = self._unsaved_certificate or self._identity
+        if self.is_up and self._renewing is None and self._now() >= newest.renewal_time():
             self._renewing = spawn(self._renew(), self._log, "cannot renew this device's certificate")
             # Also when it has failed already.
             self._renewing.addCallback(self._renewal_ended)
@@ -359,22 +397,18 @@ class Dial(Service):
 
     async def _renew(self) -> None:
         try:
-            key = self._state.next_key()
-            request = Renew(signing_request(key, self._identity.name))
+            # By the time of the answer another may have joined anew.
+            identity, key = self._identity, self._state.next_key()
+            request = Renew(signing_request(key, identity.name))
             answer = await ask(self._tether, request, self._reactor, RENEWAL_PATIENCE)
             if isinstance(answer, Issued) and fits(answer.certificate, key):
-                self._keep(replace(self._identity, certificate=answer.certificate, key=key))
-                until = self._identity.leaf().not_valid_after_utc
-                self._log.info("certificate renewed, valid until {until}", until=f"{until:%Y-%m-%d}")
+                self._unsaved_certificate = replace(identity, certificate=answer.certificate, key=key)
+                self._catch_up()
                 return
             told = answer.message if isinstance(answer, Failed) else "the answer is not a certificate"
             self._log.warn("the certificate was not renewed: {reason}", reason=printable(told))
         except (StreamReset, LinkLost, StateError) as error:
             self._log.warn("the certificate was not renewed: {reason}", reason=printable(str(error)))
-
-
-def _since(identity: Identity) -> datetime:
-    return identity.leaf().not_valid_before_utc
 
 
 @dataclass(frozen=True, slots=True)

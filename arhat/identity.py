@@ -7,7 +7,8 @@ apart: asking again with the same key is allowed, with another it is not.
 
 Two agents of one device may run at once (one is being replaced through the other), so
 the folder is locked for the moment of a write only, and who asks for a key while
-another waits for its certificate gets the same one.
+another waits for its certificate gets the same one. What an agent changes is merged into
+what is kept at that moment, for another may have renewed the certificate meanwhile.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +44,10 @@ class StateError(Exception):
     """The state folder cannot be used; one line of why and what to do."""
 
 
+class _Damaged(StateError):
+    """The identity was read, and is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A device that has joined. ``certificate`` is a PEM chain, ``key`` a PEM key.
@@ -61,6 +66,15 @@ class Identity:
     def leaf(self) -> x509.Certificate:
         """The device's own certificate."""
         return x509.load_pem_x509_certificates(self.certificate)[0]
+
+    def since(self) -> datetime:
+        """When the certificate became valid: of two for one device the later one counts."""
+        return self.leaf().not_valid_before_utc
+
+    def is_akin(self, other: Identity) -> bool:
+        """Whether both come of the same join, so that one may be a later form of the other."""
+        mine, others = ((one.namespace, one.name, one.token) for one in (self, other))
+        return mine == others
 
     def renewal_time(self) -> datetime:
         """When two thirds of the certificate's life are over."""
@@ -97,9 +111,16 @@ class State:
         return self._folder
 
     def prepare(self) -> None:
-        """Make the folder, private, and see that it can be written; raises ``StateError``."""
+        """Make the folder, private, and see that it is ours and can be written; raises ``StateError``."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = self._folder.stat().st_uid
+            if owner != os.geteuid():
+                # Its owner could read the key, and put another in its place.
+                raise StateError(
+                    f"the state folder {self._folder} belongs to user {owner}, and arhat runs as user "
+                    f"{os.geteuid()}; run as its owner or give another --state"
+                )
             os.chmod(self._folder, 0o700)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -121,28 +142,75 @@ class State:
                 namespace=str(content["namespace"]),
                 name=str(content["name"]),
                 urls=tuple(str(url) for url in content["urls"]),
-                ca_bundle=str(content["ca_bundle"]).encode("ascii"),
-                certificate=str(content["certificate"]).encode("ascii"),
-                key=str(content["key"]).encode("ascii"),
+                ca_bundle=_bytes(content["ca_bundle"]),
+                certificate=_bytes(content["certificate"]),
+                key=_bytes(content["key"]),
                 token=str(content.get("token", "")),
             )
             if not identity.urls or not fits(identity.certificate, identity.key):
                 raise ValueError("the parts do not make an identity")
         except (KeyError, TypeError, ValueError):
-            raise StateError(
+            raise _Damaged(
                 f"{file} is damaged; remove it and join again with a new token from kubectl aranya join"
             ) from None
         return identity
 
     def save(self, identity: Identity) -> None:
-        """Keep this identity; the key it was made with waits no longer. Raises ``StateError``."""
+        """Keep this identity, whatever was kept: it comes of a new join. Raises ``StateError``.
+
+        The key it was made with waits no longer.
+        """
+        with self._locked():
+            self._replace(identity)
+
+    def keep_certificate(self, identity: Identity) -> Identity:
+        """Keep its certificate and key, unless there is a newer one or the device has joined anew.
+
+        Returns what is kept then. Raises ``StateError``.
+        """
+
+        def change(kept: Identity) -> Identity:
+            if identity.since() <= kept.since():
+                return kept
+            return replace(kept, certificate=identity.certificate, key=identity.key)
+
+        return self._change(identity, change)
+
+    def keep_settings(self, identity: Identity) -> Identity:
+        """Keep its URLs and authorities with the certificate that is kept, unless the device has joined anew.
+
+        Returns what is kept then. Raises ``StateError``.
+        """
+        return self._change(
+            identity, lambda kept: replace(kept, urls=identity.urls, ca_bundle=identity.ca_bundle)
+        )
+
+    def _change(self, identity: Identity, change: Callable[[Identity], Identity]) -> Identity:
+        """Write the changed form of what is kept; all of ``identity`` where nothing is."""
+        with self._locked():
+            try:
+                kept = self.load()
+            except _Damaged:
+                kept = None
+            if kept is None:
+                latest = identity
+            elif identity.is_akin(kept):
+                latest = change(kept)
+            else:
+                latest = kept
+            if latest != kept:
+                self._replace(latest)
+            return latest
+
+    def _replace(self, identity: Identity) -> None:
         content = {
-            name: value.decode("ascii") if isinstance(value, bytes) else value
+            name: _text(value) if isinstance(value, bytes) else value
             for name, value in asdict(identity).items()
         }
-        with self._locked():
-            self._write(_IDENTITY, json.dumps(content, indent=1).encode("utf-8"))
-            if self._read_next_key() == identity.key:
+        self._write(_IDENTITY, json.dumps(content, indent=1).encode("utf-8"))
+        if self._read_next_key() == identity.key:
+            # The identity is safe already; a key that is left costs a renewal with the same key.
+            with suppress(OSError):
                 (self._folder / _NEXT_KEY).unlink(missing_ok=True)
 
     def next_key(self) -> bytes:
@@ -159,7 +227,8 @@ class State:
     def _locked(self) -> Iterator[None]:
         """Be the only process that writes; raises ``StateError`` when another one does."""
         try:
-            lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(self._folder / _LOCK, flags, 0o600)
         except OSError as error:
             raise self._unwritable(error) from None
         try:
@@ -170,22 +239,29 @@ class State:
                 raise StateError(
                     f"another arhat writes to the state folder {self._folder} at this moment; try again"
                 ) from None
+            except OSError as error:
+                raise self._unwritable(error) from None
             yield
         finally:
             os.close(lock)
 
     def _read_next_key(self) -> bytes | None:
+        file = self._folder / _NEXT_KEY
         try:
-            pending = (self._folder / _NEXT_KEY).read_bytes()
+            # A link is none of ours.
+            pending = None if file.is_symlink() else file.read_bytes()
         except OSError:
             return None
-        return pending if _parse_key(pending) is not None else None
+        return pending if pending is not None and _parse_key(pending) is not None else None
 
     def _write(self, name: str, content: bytes) -> None:
         target = self._folder / name
         fresh = self._folder / f".{name}.new"
         try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            # What a power cut left; a link in its place is not followed.
+            fresh.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(fresh, flags, 0o600), "wb") as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(content)
                 file.flush()
@@ -242,6 +318,15 @@ def valid_bundle(bundle: bytes) -> bool:
         return bool(x509.load_pem_x509_certificates(bundle))
     except ValueError:
         return False
+
+
+def _text(content: bytes) -> str:
+    """PEM as text; comments beside it may be in any encoding, and come back as they were."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: object) -> bytes:
+    return str(text).encode("utf-8", "surrogateescape")
 
 
 def _parse_key(key: bytes) -> ec.EllipticCurvePrivateKey | None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from arhat.gateway import GatewayTrust, NetworkReactor, ProxyRefused, gateway_endpoint, host_and_port
 from arhat.identity import Identity, State, StateError, fits, signing_request, valid_bundle
@@ -139,12 +140,15 @@ async def _ask(
         endpoint = gateway_endpoint(reactor, url, trust, environment)
         connecting = endpoint.connect(factory)
         # Whichever fails first ends the other: no connection, or no answer in time.
-        connecting.addErrback(question.fail)
+        connecting.addErrback(question.unconnected)
         try:
             answer = await question.answer
         finally:
             connecting.cancel()
             question.stop()
+    except CancelledError:
+        # The program stops; no other URL is asked.
+        raise
     except TimeoutError:
         raise _Unreachable(f"no answer within {PATIENCE:.0f} s") from None
     except RemoteViolation as violation:
@@ -189,6 +193,11 @@ class _Question:
         """The connection ended, before or after the answer."""
         self._transport = None
         self.fail(_Unreachable(reason))
+
+    def unconnected(self, failure: Failure) -> None:
+        """There is no connection. One that is cancelled by itself is no sign that the program stops."""
+        given_up = failure.check(CancelledError) is not None
+        self.fail(_Unreachable("the connection was given up") if given_up else failure)
 
     def fail(self, why: object) -> None:
         """There will be no answer."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
-from twisted.logger import capturedLogs
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -152,6 +154,7 @@ class LoopbackCase(TestCase):
         self.kubernetes = self.server.client()
         self.authority = new_authority(now())
         self.clones: list[str] = []
+        self.comment = b""
         self.registry = Registry(reactor, lambda key, line: self.clones.append(line), proof_of_life=1.0)
         self.records = Records(self.kubernetes, "system")
         self.joins = Joins(
@@ -192,7 +195,7 @@ class LoopbackCase(TestCase):
 
     def welcome(self) -> Welcome:
         """What a device is told about the gateway."""
-        return Welcome((self.url,), self.authority.bundle)
+        return Welcome((self.url,), self.comment + self.authority.bundle)
 
     def new_state(self) -> State:
         """An empty state folder."""
@@ -501,6 +504,37 @@ class FailingOnce(State):
         return super().next_key()
 
 
+class Busy(State):
+    """A state folder that another agent locks as soon as a key to renew with was made."""
+
+    lock: int | None = None
+
+    def next_key(self) -> bytes:
+        """Do as asked, then be locked."""
+        key = super().next_key()
+        self.lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        return key
+
+    def release(self) -> None:
+        """The other agent has written."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+
+class Overtaken(State):
+    """A state folder in which another process joins anew while a renewal is asked for."""
+
+    anew: Identity
+
+    def next_key(self) -> bytes:
+        """Do as asked, then hold another join."""
+        key = super().next_key()
+        self.save(self.anew)
+        return key
+
+
 class Unreadable(State):
     """A state folder whose disk is gone."""
 
@@ -566,19 +600,21 @@ class DialTests(LoopbackCase):
         await self.until(lambda: "banned" in dial.trouble)
         self.assertFalse(dial.is_up)
 
-    async def test_renewed(self) -> None:
-        """At two thirds of its life the certificate is renewed over the link and used from then on."""
+    async def overdue(self) -> Identity:
+        """A device whose certificate is past two thirds of its life."""
         identity = await self.join()
         uid = uid_of(cast(Object, self.lookup(KEY)))
-        key = new_key()
-        old = self.authority.sign_device(
-            key.public_key(), DeviceIdentity(KEY, uid), now() - timedelta(days=70)
-        )
-        await self.records.update(
-            KEY, uid, lambda record: replace(record, keys=(key_hash(key.public_key()),))
-        )
-        dial, _ = self.dial(replace(identity, certificate=old, key=key_to_pem(key)))
-        await self.until(lambda: dial.identity.certificate != old)
+        certificate, key = self.certificate(self.authority, uid, now() - timedelta(days=70))
+        keys = (key_hash(cast(Any, load_pem_private_key(key, None)).public_key()),)
+        await self.records.update(KEY, uid, lambda record: replace(record, keys=keys))
+        return replace(identity, certificate=certificate, key=key)
+
+    async def test_renewed(self) -> None:
+        """At two thirds of its life the certificate is renewed over the link and used from then on."""
+        old = await self.overdue()
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        dial, _ = self.dial(old)
+        await self.until(lambda: dial.identity.certificate != old.certificate)
         self.assertGreater(dial.identity.renewal_time(), now() + timedelta(days=50))
         self.assertEqual(self.state.load(), dial.identity)
         self.registry.disconnect(KEY, "try the new one")
@@ -597,18 +633,118 @@ class DialTests(LoopbackCase):
 
     async def test_renewal_fails_at_once(self) -> None:
         """A renewal that cannot even begin is tried again at the next look."""
-        identity = await self.join()
+        old = await self.overdue()
         failing = FailingOnce(self.state.folder)
-        half = now() - timedelta(days=70)
-        key = new_key()
-        uid = uid_of(cast(Object, self.lookup(KEY)))
-        old = self.authority.sign_device(key.public_key(), DeviceIdentity(KEY, uid), half)
-        keys = (key_hash(key.public_key()),)
-        await self.records.update(KEY, uid, lambda record: replace(record, keys=keys))
-        dial, _ = self.dial(replace(identity, certificate=old, key=key_to_pem(key)), failing)
+        dial, _ = self.dial(old, failing)
         await self.until(lambda: failing.has_failed)
         self.registry.disconnect(KEY, "look again")
-        await self.until(lambda: dial.identity.certificate != old)
+        await self.until(lambda: dial.identity.certificate != old.certificate)
+
+    async def reconnect(self) -> None:
+        """Cut the link, and wait for the next one."""
+        self.patch(arhat.dial, "FIRST_WAIT", 0.05)
+        before = self.registry.get(KEY)
+        self.registry.disconnect(KEY, "try again")
+        await self.until(lambda: self.registry.get(KEY) not in (before, None))
+
+    def lines(self, events: Sequence[LogEvent], text: str) -> int:
+        """How many lines of the log say this."""
+        return sum(text in (formatEvent(event) or "") for event in events)
+
+    async def unsaved(self, events: Sequence[LogEvent]) -> tuple[Dial, Identity, Busy]:
+        """A device whose renewed certificate cannot be saved, and what it was before."""
+        old = await self.overdue()
+        state = Busy(self.state.folder)
+        self.addCleanup(state.release)
+        dial, _ = self.dial(old, state)
+        await self.until(lambda: self.lines(events, "another arhat writes") > 0)
+        return dial, old, state
+
+    async def test_unsaved_renewal(self) -> None:
+        """A renewed key is not used before it is on disk; with each attempt it is saved again, told once."""
+        uid = uid_of(cast(Object, self.lookup(KEY)))
+        with capturedLogs() as events:
+            dial, old, state = await self.unsaved(events)
+            for _ in range(2):
+                await self.reconnect()
+            self.assertEqual((dial.identity, self.state.load()), (old, old))
+            self.assertEqual(len(self.records.get(KEY, uid).keys), 2)
+            self.assertEqual(self.lines(events, "another arhat writes"), 1)
+            self.assertEqual(self.lines(events, "certificate renewed"), 0)
+            state.release()
+            await self.reconnect()
+        kept = cast(Identity, self.state.load())
+        self.assertNotEqual(kept.key, old.key)
+        self.assertEqual(kept, dial.identity)
+        public_key = cast(Any, load_pem_private_key(kept.key, None)).public_key()
+        await self.until(lambda: self.records.get(KEY, uid).keys == (key_hash(public_key),))
+        self.assertEqual(self.lines(events, "certificate renewed"), 1)
+        self.assertEqual(self.lines(events, "certificate of edge/pump renewed"), 1)
+
+    async def test_saved_later(self) -> None:
+        """A renewed key that could not be saved is saved at the next look, without another renewal."""
+        self.patch(arhat.dial, "RENEWAL_LOOK", 0.05)
+        with capturedLogs() as events:
+            dial, old, state = await self.unsaved(events)
+            state.release()
+            await self.until(lambda: cast(Identity, self.state.load()).key != old.key)
+        self.assertEqual(self.state.load(), dial.identity)
+        self.assertEqual(self.lines(events, "another arhat writes"), 1)
+        self.assertEqual(self.lines(events, "certificate of edge/pump renewed"), 1)
+
+    async def test_unsaved_settings(self) -> None:
+        """URLs that cannot be saved are used all the same, and saved when they can be."""
+        with capturedLogs() as events:
+            dial, old, state = await self.unsaved(events)
+        self.url = self.url.replace("127.0.0.1", "localhost") + "/"
+        await self.reconnect()
+        await self.until(lambda: dial.identity.urls == (self.url, *old.urls))
+        self.assertEqual(self.state.load(), old)
+        state.release()
+        await self.reconnect()
+        kept = cast(Identity, self.state.load())
+        self.assertEqual((kept.urls[0], kept), (self.url, dial.identity))
+        self.assertNotEqual(kept.key, old.key)
+
+    async def test_overtaken_renewal(self) -> None:
+        """A renewal that is answered after another process joined anew is of no use, and changes nothing."""
+        old = await self.overdue()
+        state = Overtaken(self.state.folder)
+        state.anew = replace(old, certificate=self.older(old), token="another")
+        with capturedLogs() as events:
+            dial, _ = self.dial(old, state)
+            await self.until(lambda: self.lines(events, "certificate of edge/pump renewed") > 0)
+            await self.until(lambda: dial.identity != old)
+        self.assertEqual((dial.identity, self.state.load()), (state.anew, state.anew))
+
+    async def test_settings_beside_a_renewal(self) -> None:
+        """Settings go beside the certificate that another agent has renewed, not with the one from before."""
+        first = await self.join()
+        dial, _ = self.dial(replace(first, certificate=self.older(first)))
+        self.state.save(first)
+        self.url = self.url.replace("127.0.0.1", "localhost") + "/"
+        await self.until(lambda: cast(Identity, self.state.load()).urls != first.urls)
+        self.assertEqual(self.state.load(), replace(first, urls=(self.url, *first.urls)))
+        self.assertEqual(self.state.load(), dial.identity)
+
+    async def test_settings_after_a_new_join(self) -> None:
+        """What a gateway tells is nothing to a device that has joined anew meanwhile."""
+        first = await self.join()
+        anew = replace(first, token="another")
+        dial, _ = self.dial(replace(first, certificate=self.older(first)))
+        self.state.save(anew)
+        self.url = self.url.replace("127.0.0.1", "localhost") + "/"
+        await self.until(lambda: dial.is_up)
+        self.assertEqual((dial.identity, self.state.load()), (anew, anew))
+
+    async def test_commented_authorities(self) -> None:
+        """A bundle may have comments in any encoding."""
+        identity = await self.join()
+        self.comment = b"# Z\xfcrich\n"
+        dial, _ = self.dial(identity)
+        await self.until(lambda: dial.is_up)
+        self.assertEqual(cast(Identity, self.state.load()).ca_bundle, self.comment + self.authority.bundle)
+        await self.reconnect()
 
     async def test_newer_identity(self) -> None:
         """With each attempt the newer identity is taken that another process has left in the folder."""
@@ -739,6 +875,31 @@ class DialTests(LoopbackCase):
         await draining
         self.assertEqual(answering.requests, [Exec((b"true",))])
         self.assertTrue(dial.is_up)
+
+    async def test_drain_before_hello(self) -> None:
+        """Also if the link is cut before the agent has heard anything of the controller."""
+        drained: list[Deferred[None]] = []
+        listening, too_early = Listening(), list[bool]()
+
+        class Noting(Answering):
+            def stream_opened(self, request: Request, channel: Channel) -> Receiver:
+                too_early.append(drained[0].called)
+                return super().stream_opened(request, channel)
+
+        def changed(key: DeviceKey) -> None:
+            device = self.registry.get(key)
+            if device is not None and not drained:
+                device.open(Exec((b"true",)), listening)
+                drained.append(dial.drain())
+                cast(Any, device).link.transport.abort()
+
+        identity = await self.join()
+        self.registry.subscribe(changed)
+        dial, _ = self.dial(identity, acceptor=Noting())
+        await listening.over
+        self.assertIsNone(listening.reason)
+        self.assertEqual(too_early, [False])
+        await drained[0]
 
     async def test_drain_is_lost(self) -> None:
         """If its word is lost with the link, the agent says so as it comes back, and is never active."""

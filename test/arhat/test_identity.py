@@ -25,11 +25,11 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 AUTHORITY = new_authority(NOW)
 
 
-def joined(key: bytes | None = None) -> Identity:
-    """An identity as a join leaves it."""
+def joined(key: bytes | None = None, when: datetime = NOW) -> Identity:
+    """An identity as a join leaves it, or a renewal then."""
     key = key or new_key()
     public_key = requested_key(signing_request(key, "pump"))
-    chain = AUTHORITY.sign_device(public_key, DeviceIdentity(DeviceKey("edge", "pump"), "u"), NOW)
+    chain = AUTHORITY.sign_device(public_key, DeviceIdentity(DeviceKey("edge", "pump"), "u"), when)
     return Identity("edge", "pump", ("wss://h",), AUTHORITY.bundle, chain, key)
 
 
@@ -104,9 +104,117 @@ class StateTests(SynchronousTestCase):
         """While another process writes nothing is written, and nobody waits for it."""
         with open(self.folder / "lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for write in (self.state.next_key, lambda: self.state.save(joined())):
+            for write in (
+                self.state.next_key,
+                lambda: self.state.save(joined()),
+                lambda: self.state.keep_certificate(joined()),
+                lambda: self.state.keep_settings(joined()),
+            ):
                 self.assertIn("try again", str(self.assertRaises(StateError, write)))
         self.state.save(joined())
+
+    def test_no_locks(self) -> None:
+        """A file system that cannot lock is one line."""
+
+        def unable(*_: object) -> None:
+            raise OSError(37, "No locks available")
+
+        self.patch(fcntl, "flock", unable)
+        self.assertIn("No locks available", str(self.assertRaises(StateError, self.state.save, joined())))
+
+    def test_newer_certificate(self) -> None:
+        """A newer certificate is kept with its key; URLs and authorities stay what another left there."""
+        first, newer = joined(), joined(when=NOW + timedelta(days=60))
+        self.state.save(replace(first, urls=("wss://i",)))
+        kept = self.state.keep_certificate(newer)
+        self.assertEqual(kept, replace(newer, urls=("wss://i",)))
+        self.assertEqual(self.state.load(), kept)
+
+    def test_older_certificate(self) -> None:
+        """An older certificate never takes the place of a newer one, nor does one of the same second."""
+        newer = joined(when=NOW + timedelta(days=60))
+        self.state.save(newer)
+        for older in (joined(), joined(when=NOW + timedelta(days=60))):
+            self.assertEqual(self.state.keep_certificate(older), newer)
+            self.assertEqual(self.state.load(), newer)
+
+    def test_settings(self) -> None:
+        """URLs and authorities are kept with the certificate that another agent left there."""
+        newer = joined(when=NOW + timedelta(days=60))
+        self.state.save(newer)
+        told = replace(joined(), urls=("wss://i",), ca_bundle=new_authority(NOW).bundle)
+        kept = self.state.keep_settings(told)
+        self.assertEqual(kept, replace(newer, urls=told.urls, ca_bundle=told.ca_bundle))
+        self.assertEqual(self.state.load(), kept)
+
+    def test_joined_anew(self) -> None:
+        """What comes of a former join changes nothing of a new one."""
+        anew = replace(joined(), token="another")
+        self.state.save(anew)
+        late = replace(joined(when=NOW + timedelta(days=60)), urls=("wss://i",))
+        self.assertEqual(self.state.keep_certificate(late), anew)
+        self.assertEqual(self.state.keep_settings(late), anew)
+        self.assertEqual(self.state.load(), anew)
+
+    def test_nothing_to_merge_with(self) -> None:
+        """Where there is no identity, or a damaged one, all of it is written."""
+        identity = joined()
+        self.assertEqual(self.state.keep_settings(identity), identity)
+        self.assertEqual(self.state.load(), identity)
+        (self.folder / "identity.json").write_bytes(b"{")
+        self.assertEqual(self.state.keep_certificate(identity), identity)
+        self.assertEqual(self.state.load(), identity)
+
+    def test_comments(self) -> None:
+        """Comments beside the certificates may be in any encoding."""
+        identity = replace(joined(), ca_bundle="# Zürich 🏔\n".encode() + b"# Z\xfcrich\n" + AUTHORITY.bundle)
+        self.state.save(identity)
+        self.assertEqual(self.state.load(), identity)
+
+    def test_waiting_key_stays(self) -> None:
+        """An identity is saved, too, where the key that waited cannot be removed."""
+        key = self.state.next_key()
+        identity = joined(key)
+
+        def stuck(path: Path, missing_ok: bool = False) -> None:
+            if path.name == "next-key.pem":
+                raise OSError(5, "Input/output error")
+            if path.exists():
+                os.unlink(path)
+
+        self.patch(Path, "unlink", stuck)
+        self.state.save(identity)
+        self.assertEqual(self.state.load(), identity)
+
+    def test_links(self) -> None:
+        """Nothing is written through a link, and a waiting key is not read through one."""
+        elsewhere = self.folder.parent.absolute() / "elsewhere"
+        key = new_key()
+        elsewhere.write_bytes(key)
+        for name in (".identity.json.new", ".next-key.pem.new", "next-key.pem"):
+            (self.folder / name).symlink_to(elsewhere)
+        self.assertNotEqual(self.state.next_key(), key)
+        identity = joined()
+        self.state.save(identity)
+        self.assertEqual(self.state.load(), identity)
+        self.assertEqual(elsewhere.read_bytes(), key)
+
+    def test_linked_lock(self) -> None:
+        """A lock that is a link is not opened."""
+        elsewhere = self.folder.parent.absolute() / "elsewhere"
+        (self.folder / "lock").unlink()
+        (self.folder / "lock").symlink_to(elsewhere)
+        self.assertRaises(StateError, self.state.prepare)
+        self.assertFalse(elsewhere.exists())
+
+    def test_folder_of_another(self) -> None:
+        """A folder of another user is refused in one line that names both, and is left as it is."""
+        os.chmod(self.folder, 0o755)
+        owner = os.geteuid()
+        self.patch(os, "geteuid", lambda: owner + 1)
+        line = str(self.assertRaises(StateError, self.state.prepare))
+        self.assertIn(f"{self.folder} belongs to user {owner}, and arhat runs as user {owner + 1}; run", line)
+        self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o755)
 
     def test_a_file_in_the_way(self) -> None:
         """A folder that cannot be made is one line that names it."""

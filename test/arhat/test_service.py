@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+import arhat.joining
 import arhat.service
 from aranya.certs.authority import new_authority
 from aranya.certs.requests import requested_key
@@ -163,6 +165,38 @@ class BuildTests(SynchronousTestCase):
         [file] = [path for path in self.folder.iterdir() if path.suffix == ".json"]
         file.write_text("{")
         self.assertIn("damaged", self.refused())
+
+    def dials(self, connecting: Callable[[], Deferred[Any]]) -> list[str]:
+        """Join for real, with what dialling comes to; the URLs that are asked."""
+        asked: list[str] = []
+
+        def endpoint(_: object, url: str, *__: object) -> SimpleNamespace:
+            asked.append(url)
+            return SimpleNamespace(connect=lambda _: connecting())
+
+        self.patch(arhat.service, "join", arhat.joining.join)
+        self.patch(arhat.joining, "gateway_endpoint", endpoint)
+        self.token = Token(("wss://h", "wss://i"), "edge", "pump", b"s" * 32, AUTHORITY.bundle).encode()
+        return asked
+
+    def test_stopped_while_joining(self) -> None:
+        """A join that is cancelled is over at once, and is no failure that is told."""
+        asked = self.dials(Deferred)
+        for keep in (lambda: None, lambda: self.keep(replace(self.identity, token="another"))):
+            keep()
+            building = self.build(self.token)
+            self.assertNoResult(building)
+            building.cancel()
+            self.failureResultOf(building, CancelledError)
+        self.assertEqual((["wss://h"] * 2, []), (asked, self.again))
+        self.assertEqual([], self.reactor.getDelayedCalls())
+
+    def test_connection_is_given_up(self) -> None:
+        """A connection that is cancelled by itself is one that failed: the next URL is asked."""
+        asked = self.dials(lambda: fail(CancelledError()))
+        line = "cannot join: wss://h: the connection was given up; wss://i: the connection was given up"
+        self.assertEqual(line, self.refused(self.token))
+        self.assertEqual(["wss://h", "wss://i"], asked)
 
     def test_unwritable_state(self) -> None:
         """A state folder that cannot be made is one line."""
