@@ -6,6 +6,9 @@ whoever finds it removes it. Children do not inherit the lock, as the file is cl
 
 The file is named by the agent's alias. A copy of the folder holds the key, and with the
 instance whoever has it could take up the agent's sessions.
+
+Only a free lock or a file that is gone proves that an agent is dead. An error that says
+nothing, as when no descriptor is left, leaves an agent what it was: alive.
 """
 
 from __future__ import annotations
@@ -38,32 +41,29 @@ class Companions:
         self._alias = alias_of(instance)
         self._name = self._alias.hex()
         self._file: int | None = None
+        self._latest: frozenset[bytes] = frozenset()
+        self._blind = False
         try:
             self._file = self._enter()
         except OSError as error:
             self._unknown(error)
 
     def living(self) -> frozenset[bytes]:
-        """The aliases of the others that live now, as many as can be told."""
-        if self._file is None:
-            return frozenset()
-        try:
-            names = os.listdir(self._folder)
-        except OSError as error:
-            self.leave()
-            self._unknown(error)
-            return frozenset()
-        others = (name for name in sorted(names) if _NAME.fullmatch(name) and name != self._name)
-        living = [bytes.fromhex(name) for name in others if self._is_held(name)]
-        return frozenset(living[:COMPANIONS_LIMIT])
+        """The aliases of the others that live now, as many as can be told.
+
+        While they cannot be looked for they are those that lived when they last could be.
+        """
+        others = self._look()
+        return self._latest if others is None else others
 
     def all_living(self) -> frozenset[bytes]:
-        """The same and this one; empty where the others cannot be known."""
-        others = self.living()
-        return frozenset() if self._file is None else others | {self._alias}
+        """The same and this one; empty where the others cannot be known now."""
+        others = self._look()
+        return frozenset() if others is None else others | {self._alias}
 
     def leave(self) -> None:
         """Be known no longer, and know nobody."""
+        self._latest = frozenset()
         if self._file is not None:
             with suppress(OSError):
                 (self._folder / self._name).unlink()
@@ -84,21 +84,44 @@ class Companions:
             raise
         return file
 
-    def _is_held(self, name: str) -> bool:
+    def _look(self) -> frozenset[bytes] | None:
+        """The others; ``None`` if they cannot be looked for now, or ever."""
+        if self._file is None:
+            return None
+        try:
+            names = os.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # This one's file is gone too.
+            self.leave()
+            self._unknown(error)
+            return None
+        except OSError as error:
+            if not self._blind:
+                self._blind = True
+                self._unknown(error)
+            return None
+        self._blind = False
+        others = (name for name in sorted(names) if _NAME.fullmatch(name) and name != self._name)
+        living = [bytes.fromhex(name) for name in others if self._may_live(name)]
+        self._latest = frozenset(living[:COMPANIONS_LIMIT])
+        return self._latest
+
+    def _may_live(self, name: str) -> bool:
         path = self._folder / name
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # It left, or is somebody else's.
+        except FileNotFoundError:
             return False
+        except OSError:
+            return True
         try:
             # Shared, for two who look at once must not take each other for the owner.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except BlockingIOError:
-            return True
+            with suppress(OSError):
+                path.unlink()
         except OSError:
-            return False
+            # Most often it is locked.
+            return True
         finally:
             os.close(file)
         return False

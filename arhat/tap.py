@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +20,9 @@ from arhat.executor.environment import Account
 from arhat.identity import without_join
 from arhat.service import Start, build
 from tether.daemon import Daemon, DaemonReactor, refuse
+
+#: Descriptors that starting a child takes, those of its pipes included; generously.
+_START_DESCRIPTORS = 64
 
 
 class Options(usage.Options):
@@ -68,6 +74,49 @@ def wait_steadily(reactor: Any) -> None:
     reactor.seconds = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def open_more(reactor: Any) -> Callable[[], None]:
+    """Let this process have open what it may at most; gives back what undoes that before an exec.
+
+    Children start with the limit that this process started with: some programs cannot cope with
+    a higher one. Only while the agent has about as much open itself they start with its own.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spawn = reactor.spawnProcess
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def spawn_lower(*arguments: Any, **more: Any) -> Any:
+        with _lowered(soft):
+            return spawn(*arguments, **more)
+
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        # More than the kernel allows by now. It goes without.
+        return lambda: None
+    reactor.spawnProcess = spawn_lower
+    return lower
+
+
+@contextmanager
+def _lowered(soft: int) -> Iterator[None]:
+    now, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+    except (OSError, ValueError):
+        highest = now
+    if highest + _START_DESCRIPTORS >= soft:
+        # What is opened now would be above it.
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now, hard))
+
+
 def makeService(options: Options) -> IService:
     """Check what can be checked before the reactor runs, then hand over to the service."""
     from twisted.internet import reactor
@@ -81,13 +130,16 @@ def makeService(options: Options) -> IService:
     state = Path(options["state"]).absolute() if options["state"] else default_state()
     start = Start(config, account, state, options["join"] or "")
 
-    def again() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *without_join(sys.argv)])
-
     async def run(daemon: Daemon) -> IService:
         wait_steadily(reactor)
+        lower = open_more(reactor)
+
+        def again() -> None:
+            lower()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.execv(sys.executable, [sys.executable, *without_join(sys.argv)])
+
         return await build(start, os.environ, reactor, lambda: datetime.now(UTC), again)
 
     json_log = sys.stdout if options["log-format"] == "json" else None

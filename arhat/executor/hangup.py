@@ -2,8 +2,9 @@
 
 As a closed terminal would: SIGHUP and SIGCONT to its group. After the grace,
 SIGKILL, but only while the leader lives and does not ignore SIGHUP: whoever
-ignores it (``nohup``) asked to stay. What a finished leader left behind is never
-signalled; that is what ``nohup ... &`` through ``kubectl exec`` relies on.
+ignores it (``nohup``) asked to stay, and so may one of whom that cannot be told.
+What a finished leader left behind is never signalled; that is what ``nohup ... &``
+through ``kubectl exec`` relies on.
 
 What came of each is one line of the log.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Answer(Enum):
     GOES = "goes"
     OVER = "had ended"
     STAYS = "ignores SIGHUP and was left running"
+    DOUBTFUL = "may ignore SIGHUP and was left running"
     FOREIGN = "belongs to another user by now and was left running"
 
 
@@ -71,16 +73,18 @@ class Leader:
             except PermissionError:
                 # Someone else's by now, as with sudo; what may be signalled was.
                 return Answer.FOREIGN
+        # Where that cannot be told now it is asked again after the grace.
         return Answer.STAYS if stays else Answer.GOES
 
     def kill(self) -> Answer:
         """SIGKILL to those of the group that do not ignore SIGHUP, if the leader is one of them."""
         if not self.lives:
             return Answer.OVER
-        if ignores_hangup(self.pid):
-            return Answer.STAYS
-        for pid in set(_group(self.pid)) - {self.pid}:
-            if not ignores_hangup(pid):
+        stays = ignores_hangup(self.pid)
+        if stays is not False:
+            return Answer.STAYS if stays else Answer.DOUBTFUL
+        for pid in _group(self.pid) - {self.pid}:
+            if ignores_hangup(pid) is False:
                 _send(pid, signal.SIGKILL)
         return Answer.GOES if _send(self.pid, signal.SIGKILL) else Answer.FOREIGN
 
@@ -132,14 +136,17 @@ class Hangups:
 
     def _grace_over(self, leader: Leader) -> None:
         told, _ = self._pending.pop(leader)
-        answer = leader.kill()
-        if answer is Answer.GOES:
-            self._tell(leader, f"killed after {round(self._clock.seconds() - told, 1):g} s")
-        elif answer is Answer.OVER:
-            self._tell(leader, "ended after SIGHUP")
-        else:
-            self._tell(leader, answer.value)
-        self._notify()
+        try:
+            answer = leader.kill()
+            if answer is Answer.GOES:
+                self._tell(leader, f"killed after {round(self._clock.seconds() - told, 1):g} s")
+            elif answer is Answer.OVER:
+                self._tell(leader, "ended after SIGHUP")
+            else:
+                self._tell(leader, answer.value)
+        finally:
+            # Whatever went wrong: who stops the agent waits for this.
+            self._notify()
 
     def _tell(self, leader: Leader, fate: str) -> None:
         if leader.stream is None:
@@ -156,25 +163,35 @@ class Hangups:
                 deferred.callback(None)
 
 
-def ignores_hangup(pid: int) -> bool:
-    """Whether a process has chosen to ignore SIGHUP; one that is gone has not."""
+def ignores_hangup(pid: int) -> bool | None:
+    """Whether a process has chosen to ignore SIGHUP; one that is gone has not.
+
+    ``None`` where that cannot be told, as when the agent has no descriptor left.
+    """
     try:
         for line in (_PROC / str(pid) / "status").read_text("ascii", "replace").splitlines():
             if line.startswith("SigIgn:"):
                 return bool(int(line.split()[1], 16) & (1 << (signal.SIGHUP - 1)))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
     except (OSError, ValueError, IndexError):
         pass
-    return False
+    return None
 
 
-def _group(leader: int) -> Iterator[int]:
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getpgid(int(entry.name)) == leader:
-                    yield int(entry.name)
-            except (ProcessLookupError, PermissionError):
-                continue
+def _group(leader: int) -> set[int]:
+    """The members of a group; nobody where they cannot be listed."""
+    members: set[int] = set()
+    try:
+        names = os.listdir(_PROC)
+    except OSError:
+        return members
+    for name in names:
+        if name.isdigit():
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(int(name)) == leader:
+                    members.add(int(name))
+    return members
 
 
 def _send(pid: int, number: int) -> bool:

@@ -8,14 +8,16 @@ import os
 import pty
 import struct
 import termios
+from contextlib import suppress
 from typing import Protocol, cast
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.process import PTYProcess
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from arhat.executor.ending import Valve, readable, result_of, with_more
+from arhat.executor.ending import Valve, result_of, with_more
 from arhat.executor.environment import Launch
 from arhat.executor.hangup import Hangups, Leader
 from arhat.interfaces import ProcessHost
@@ -31,7 +33,7 @@ DRAIN_SECONDS = 0.2
 DRAIN_LIMIT = 2.0
 
 #: Reads of 8 KiB that empty whatever the kernel holds of a terminal's output.
-_LAST_READS = 32
+_LAST_READS, _LAST_READ = 32, 8192
 
 #: From Linux's termbits.h; Python does not name it.
 _IUTF8 = 0o040000
@@ -65,6 +67,10 @@ class Terminal(ProcessProtocol):
     A background process may keep the terminal open for ever, so "empty" is also
     ``DRAIN_SECONDS`` without output, or ``DRAIN_LIMIT`` of reading after the
     leader's end; time during which reading is paused does not count.
+
+    A leader may also give up the terminal and go on, with its streams in files. Twisted
+    then closes the master, and the kernel hangs a leader up whose master is closed
+    for good. So a second descriptor of the master is kept until the end.
     """
 
     transport: PTYProcess
@@ -74,6 +80,7 @@ class Terminal(ProcessProtocol):
         self._hangups = hangups
         self._user = user
         self._stream = stream
+        self._master: int | None = None
         self._paused = False
         self._over = False
         self._result: Result | None = None
@@ -94,6 +101,8 @@ class Terminal(ProcessProtocol):
         terminal = cls(host, hangups, user, stream)
         master, slave, name = _open_terminal(size, plan.uid)
         try:
+            # Before the process is there: one that cannot be kept is not started.
+            terminal._master = os.dup(master)
             host.spawnProcess(
                 terminal,
                 plan.executable,
@@ -105,6 +114,7 @@ class Terminal(ProcessProtocol):
                 usePTY=(master, slave, name),  # type: ignore[arg-type]  # declared as bool, documented as either
             )
         except BaseException:
+            terminal._let_go()
             os.close(master)
             os.close(slave)
             raise
@@ -114,7 +124,12 @@ class Terminal(ProcessProtocol):
 
     def type(self, keys: bytes) -> None:
         """Type ``keys``."""
-        self.transport.write(keys)
+        if self.transport.connected:
+            self.transport.write(keys)
+        elif self._master is not None:
+            # Nobody has it open to read, but Ctrl-C still interrupts. What does not fit is lost.
+            with suppress(OSError):
+                os.write(self._master, keys)
 
     def type_end(self, line_is_empty: bool) -> None:
         """Type what a reader takes for the end, unless it reads key by key."""
@@ -123,8 +138,8 @@ class Terminal(ProcessProtocol):
 
     def resize(self, size: Size) -> None:
         """Change its size."""
-        if self.transport.connected:
-            set_size(self.transport.fileno(), size)
+        if self._master is not None:
+            set_size(self._master, size)
 
     def pause(self) -> None:
         """Read no more, so that whoever writes to it waits."""
@@ -180,17 +195,21 @@ class Terminal(ProcessProtocol):
             self._drained = self._clock.callLater(DRAIN_SECONDS, self._is_drained)
         else:
             self._drained = None
-            self._read_rest()
             self._ended()
-            self._close()
 
     def _read_rest(self) -> None:
-        # After a standstill of the whole agent this timer runs before the reads that are due.
+        # After a standstill of the whole agent the timer runs before the reads that are due. And
+        # Twisted closes a terminal unread if it only waits to write to it when the others let go.
         for _ in range(_LAST_READS):
-            if not self.transport.connected or not readable(self.transport.fileno()):
+            if self._master is None:
                 return
-            if self.transport.doRead() is not None:
+            try:
+                data = os.read(self._master, _LAST_READ)
+            except OSError:
                 return
+            if not data:
+                return
+            self._user.terminal_output(with_more(data, self._master))
 
     def _stop_drain(self) -> None:
         drained, self._drained = self._drained, None
@@ -200,14 +219,31 @@ class Terminal(ProcessProtocol):
     def _ended(self) -> None:
         self._stop_drain()
         if not self._over and self._result is not None:
+            self._read_rest()
+        self._close()
+        # Who is shown the rest may have left.
+        if not self._over and self._result is not None:
             self._over = True
             self._user.terminal_ended(self._result)
 
     def _close(self) -> None:
+        self._let_go()
         if self.transport.connected:
-            # A paused producer would keep the terminal open for ever.
+            # Not ``loseConnection``: it waits until somebody has read what was typed.
             self.transport.unregisterProducer()
-            self.transport.loseConnection()
+            self.transport.stopReading()
+            self.transport.stopWriting()
+            # Not from within a read of it: Twisted may write to it after that.
+            self._clock.callLater(0, self._shut)
+
+    def _shut(self) -> None:
+        if self.transport.connected:
+            self.transport.connectionLost(Failure(ConnectionDone()))
+
+    def _let_go(self) -> None:
+        master, self._master = self._master, None
+        if master is not None:
+            os.close(master)
 
 
 def _open_terminal(size: Size | None, owner: int | None) -> tuple[int, int, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -96,6 +98,17 @@ def zombies() -> list[str]:
         if state == "Z" and int(parent) == os.getpid():
             found.append(entry)
     return found
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """A time in which this process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def pause(clock: IReactorTime, seconds: float) -> Deferred[None]:

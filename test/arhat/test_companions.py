@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from arhat.companions import Companions
+from test.arhat.running import no_descriptors
 from tether.wire.frames import COMPANIONS_LIMIT, alias_of
 
 ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
@@ -115,6 +118,45 @@ class CompanionsTests(SynchronousTestCase):
             self.assertEqual((one.living(), one.living()), (frozenset(), frozenset()))
         [event] = events
         self.assertEqual(event["folder"], self.folder)
+
+    def test_no_descriptor(self) -> None:
+        """An agent that can open nothing stays known, is told so once, and knows the others again later."""
+        one, two = self.agent(ONE), self.agent(TWO)
+        self.assertEqual(one.living(), aliases(TWO))
+        for _ in range(2):
+            with capturedLogs() as events, no_descriptors():
+                # Those last seen have not died of this; as a witness it says nothing.
+                self.assertEqual((one.living(), one.all_living()), (aliases(TWO), frozenset()))
+            self.assertEqual(len(events), 1)
+            self.assertEqual(two.all_living(), aliases(ONE, TWO))
+            self.assertEqual(one.all_living(), aliases(ONE, TWO))
+        two.leave()
+        self.assertEqual(one.living(), frozenset())
+
+    def test_cannot_look_at_one(self) -> None:
+        """Whose file cannot be opened or tried is not taken for dead."""
+        one, two = self.agent(ONE), self.agent(TWO)
+
+        def refuse(*_: object) -> int:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        for module, name in ((os, "open"), (fcntl, "flock")):
+            patch = self.patch(module, name, refuse)
+            self.assertEqual(one.all_living(), aliases(ONE, TWO))
+            patch.restore()
+        self.assertEqual(two.all_living(), aliases(ONE, TWO))
+
+    def test_dead_file_stays(self) -> None:
+        """A dead one's file that cannot be removed proves its death all the same."""
+        one = self.agent(ONE)
+        (self.folder / alias_of(TWO).hex()).touch()
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "read-only file system")
+
+        patch = self.patch(os, "unlink", refuse)
+        self.assertEqual(one.living(), frozenset())
+        patch.restore()
 
     def test_folder_gone(self) -> None:
         """A folder that vanishes is one line too."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import time
 from pathlib import Path
 
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from arhat.tap import Options, default_state, makeService, wait_steadily
+import arhat.tap
+from arhat.tap import Options, default_state, makeService, open_more, wait_steadily
 from tether.daemon import Daemon
 
 
@@ -28,6 +31,69 @@ class ClockTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         wait_steadily(reactor)
         self.assertLess(abs(reactor.seconds() - time.clock_gettime(time.CLOCK_BOOTTIME)), 5)
+
+
+class DescriptorTests(SynchronousTestCase):
+    """How many descriptors the agent and its children may have open."""
+
+    def setUp(self) -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        self.hard = before[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, self.hard))
+        self.reactor = MemoryReactorClock()
+        self.reactor.spawnProcess = lambda *arguments, **more: (self.soft(), arguments, more)
+
+    def soft(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    def test_agent_and_children(self) -> None:
+        """The agent may open what it may at most, its children what they always could."""
+        open_more(self.reactor)
+        self.assertEqual(self.soft(), self.hard)
+        spawned = self.reactor.spawnProcess("protocol", path="/")
+        self.assertEqual(spawned, (1000, ("protocol",), {"path": "/"}))
+        self.assertEqual(self.soft(), self.hard)
+
+    def test_child_that_fails(self) -> None:
+        """The limit is the agent's own again when no child came of it."""
+        self.reactor.spawnProcess = lambda: os.open("/no/such/file", os.O_RDONLY)
+        open_more(self.reactor)
+        self.assertRaises(FileNotFoundError, self.reactor.spawnProcess)
+        self.assertEqual(self.soft(), self.hard)
+
+    def test_much_is_open(self) -> None:
+        """Where a child could not be started below its limit it gets the agent's."""
+        open_more(self.reactor)
+        file = os.open(os.devnull, os.O_RDONLY)
+        self.addCleanup(os.close, file)
+        os.dup2(file, 990)
+        self.addCleanup(os.close, 990)
+        self.assertEqual(self.reactor.spawnProcess()[0], self.hard)
+
+    def test_undone(self) -> None:
+        """A program that takes the agent's place begins where the agent began."""
+        lower = open_more(self.reactor)
+        lower()
+        self.assertEqual(self.soft(), 1000)
+
+    def test_refused(self) -> None:
+        """Where the kernel refuses, everything stays as it is."""
+
+        def refuse(*_: object) -> None:
+            raise ValueError("not allowed to raise maximum limit")
+
+        patch = self.patch(resource, "setrlimit", refuse)
+        open_more(self.reactor)()
+        patch.restore()
+        self.assertEqual((self.soft(), self.reactor.spawnProcess()[0]), (1000, 1000))
+
+    def test_unit(self) -> None:
+        """The unit leaves the agent room above what its children start with."""
+        unit = (Path(arhat.tap.__file__).parents[1] / "deploy" / "arhat.service").read_text("utf-8")
+        [(soft, hard)] = re.findall(r"^LimitNOFILE=(\d+):(\d+)$", unit, re.MULTILINE)
+        self.assertEqual(1024, int(soft))
+        self.assertGreater(int(hard), 16 * int(soft))
 
 
 class OptionsTests(SynchronousTestCase):

@@ -28,7 +28,8 @@ class LineChild(ProcessProtocol):
 
     def __init__(self, heard: Callable[[list[bytes]], None]) -> None:
         self._heard = heard
-        self._pending = b""
+        self._pieces: list[bytes] = []  # of a line whose end is still to come
+        self._length = 0
         self._too_long = False
         self._complaint = b""
         self._stopped = False
@@ -60,14 +61,24 @@ class LineChild(ProcessProtocol):
         """Stdout: cut into lines."""
         if self._stopped:
             return
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        if lines and self._too_long:
-            self._too_long = False
-            del lines[0]
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._pieces, lines[0]))
+            self._pieces, self._length = [], 0
+            if self._too_long:
+                self._too_long = False
+                del lines[0]
+        if not self._too_long:
+            self._keep(rest)
         if lines:
             self._heard(lines)
-        if len(self._pending) > LONGEST_LINE:
-            self._pending, self._too_long = b"", True
+
+    def _keep(self, piece: bytes) -> None:
+        # Pieces, for to join them as they come takes the square of a long line's length.
+        self._pieces.append(piece)
+        self._length += len(piece)
+        if self._length > LONGEST_LINE:
+            self._pieces, self._length, self._too_long = [], 0, True
 
     def errReceived(self, data: bytes) -> None:
         """Stderr: the last line may tell what is wrong."""

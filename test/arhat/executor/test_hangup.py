@@ -10,7 +10,9 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from arhat.executor import hangup
 from arhat.executor.hangup import Hangups, Leader, ignores_hangup
+from test.arhat.running import no_descriptors
 
 
 class HangupsTests(SynchronousTestCase):
@@ -104,6 +106,63 @@ class HangupsTests(SynchronousTestCase):
         self.successResultOf(self.hangups.idle())
         self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.1)
         self.assertEqual(self.told(), [(4, process.pid, "ignores SIGHUP and was left running")])
+
+    def test_no_descriptor_at_first(self) -> None:
+        """Where nobody can tell whether a process ignores SIGHUP, that is asked again after the grace."""
+        stays, goes = self.sleeper("trap '' HUP;"), self.sleeper("trap : HUP;")
+        with no_descriptors():
+            self.assertIsNone(ignores_hangup(stays.pid))
+            for process in (stays, goes):
+                self.hangups.hang_up(Leader(process.pid, 4))
+        self.clock.advance(5)
+        self.successResultOf(self.hangups.idle())
+        self.assertEqual(goes.wait(5), -signal.SIGKILL)
+        self.assertIsNone(stays.poll())
+        fates = [(4, stays.pid, "ignores SIGHUP and was left running"), (4, goes.pid, "killed after 5 s")]
+        self.assertEqual(self.told(), fates)
+
+    def test_no_descriptor_at_last(self) -> None:
+        """Where that cannot be told after the grace either, the process is let be."""
+        process = self.sleeper("trap '' HUP;")
+        with no_descriptors():
+            self.hangups.hang_up(Leader(process.pid, 4))
+            idle = self.hangups.idle()
+            self.clock.advance(5)
+        self.successResultOf(idle)
+        self.assertIsNone(process.poll())
+        self.assertEqual(self.told(), [(4, process.pid, "may ignore SIGHUP and was left running")])
+
+    def test_no_such_process(self) -> None:
+        """A process that is gone ignores nothing."""
+        process = self.sleeper()
+        process.kill()
+        process.wait()
+        self.assertIs(ignores_hangup(process.pid), False)
+
+    def test_group_cannot_be_listed(self) -> None:
+        """A leader is killed although nobody can tell who else is of its group."""
+        process = self.sleeper("trap : HUP;")
+        self.hangups.hang_up(Leader(process.pid, 4))
+        idle = self.hangups.idle()
+        self.patch(hangup, "ignores_hangup", lambda pid: False)
+        with no_descriptors():
+            self.clock.advance(5)
+        self.successResultOf(idle)
+        self.assertEqual(process.wait(5), -signal.SIGKILL)
+        self.assertEqual(self.told(), [(4, process.pid, "killed after 5 s")])
+
+    def test_kill_fails(self) -> None:
+        """Nobody waits for ever for a process that could not be killed."""
+        process = self.sleeper("trap : HUP;")
+        self.hangups.hang_up(Leader(process.pid, 4))
+        idle = self.hangups.idle()
+
+        def fail(pid: int) -> set[int]:
+            raise RuntimeError("a mistake")
+
+        self.patch(hangup, "_group", fail)
+        self.assertRaises(RuntimeError, self.clock.advance, 5)
+        self.successResultOf(idle)
 
     def test_not_waited_for_yet(self) -> None:
         """A process that ended within the grace is not told as killed, though nobody waited for it yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -34,6 +35,13 @@ class TerminalCase(TestCase):
         channel = EndingChannel()
         request = Exec((b"sh", b"-c", script.encode()), stdin=True, stderr=False, tty=True, size=size)
         return channel, self.execution(request, channel)
+
+    async def descriptors(self) -> int:
+        """How many are open when nothing runs; the reactor opens some of its own for the first process."""
+        channel, _ = self.start("true")
+        await channel.ended
+        await pause(reactor, 0)
+        return len(os.listdir("/proc/self/fd"))
 
 
 class ResultTests(TerminalCase):
@@ -98,6 +106,65 @@ class ResultTests(TerminalCase):
         self.assertTrue(alive(pid))
         os.kill(pid, signal.SIGKILL)
         await gone(reactor, pid)
+
+
+class GivenUpTests(TerminalCase):
+    """A command that gives up its terminal and goes on."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.log = os.path.abspath(self.mktemp())
+
+    async def give_up(self, script: str, before: str = "") -> tuple[EndingChannel, Receiver]:
+        """Run ``script`` after it has given up its terminal, and the agent has noticed."""
+        channel, receiver = self.start(f"{before} exec </dev/null >{self.log} 2>&1; echo up; {script}")
+        for _ in range(200):
+            await pause(reactor, 0.01)
+            if os.path.exists(self.log) and os.path.getsize(self.log):
+                break
+        # Reading on the terminal met its end meanwhile.
+        await pause(reactor, 0)
+        return channel, receiver
+
+    async def test_lives_on(self) -> None:
+        """It is not hung up; what it wrote before is shown, and its own exit code is told."""
+        go = os.path.abspath(self.mktemp())
+        os.mkfifo(go)
+        pipe = os.open(go, os.O_RDWR)
+        self.addCleanup(os.close, pipe)
+        channel, _ = await self.give_up(f"read word <{go}; exit 7", "seq 1 300;")
+        os.write(pipe, b"go\n")
+        await channel.ended
+        self.assertEqual(channel.result, Exited(7))
+        self.assertEqual(channel.lane(Lane.MAIN), b"".join(b"%d\r\n" % n for n in range(1, 301)))
+
+    async def test_interrupt(self) -> None:
+        """Ctrl-C still interrupts it."""
+        channel, receiver = await self.give_up("exec sleep 60")
+        receiver.data_received(Lane.MAIN, b"\x03")
+        await channel.ended
+        self.assertEqual(channel.result, Killed(signal.SIGINT))
+
+    async def test_resize(self) -> None:
+        """It is still told of a new size."""
+        channel, receiver = await self.give_up("while :; do sleep 0.05; done", "trap 'exit 6' WINCH;")
+        receiver.data_received(Lane.RESIZE, encode_size(Size(100, 30)))
+        await channel.ended
+        self.assertEqual(channel.result, Exited(6))
+
+    async def test_client_gone(self) -> None:
+        """It is hung up when the client goes."""
+        before = await self.descriptors()
+        _, receiver = await self.give_up("trap 'echo hung up; exit' HUP; while :; do sleep 0.05; done")
+        self.assertNotIn("hung", self.read())
+        receiver.reset(LOST)
+        await self.hangups.idle()
+        self.assertIn("hung up", self.read())
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def read(self) -> str:
+        with open(self.log, encoding="ascii") as log:
+            return log.read()
 
 
 class SizeTests(TerminalCase):
@@ -185,6 +252,17 @@ class InputTests(TerminalCase):
         await channel.ended
         self.assertIn(b"200000", channel.lane(Lane.MAIN))
 
+    async def test_output_while_keys_wait(self) -> None:
+        """What a command wrote last arrives though keys wait for it and the client is slow."""
+        channel, receiver = self.start("stty raw -echo; echo $$; read word; seq 1 300")
+        await channel.until(b"\n")
+        channel.block()
+        receiver.data_received(Lane.MAIN, b"word\n" + b"k" * 500_000)
+        await gone(reactor, int(channel.lane(Lane.MAIN)))
+        channel.unblock()
+        await channel.ended
+        self.assertEqual(channel.lane(Lane.MAIN).split()[1:], [b"%d" % n for n in range(1, 301)])
+
 
 class HangUpTests(TerminalCase):
     """The client goes first."""
@@ -219,11 +297,49 @@ class HangUpTests(TerminalCase):
         await gone(reactor, int(channel.lane(Lane.MAIN).split()[0]))
         self.assertFalse(channel.paused)
 
-    async def test_no_descriptor_leaks(self) -> None:
-        """Terminals are closed, whoever ended first."""
+    async def test_closed_though_keys_wait(self) -> None:
+        """A terminal whose client is gone is closed although who stays reads nothing."""
+        before = await self.descriptors()
+        channel, receiver = self.start("stty raw; trap '' HUP; echo $$; exec sleep 60")
+        await channel.until(b"\n")
+        pid = int(channel.lane(Lane.MAIN).split()[0])
+        receiver.data_received(Lane.MAIN, b"k" * 500_000)
+        receiver.reset(LOST)
+        await pause(reactor, 0)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        os.kill(pid, signal.SIGKILL)
+        await gone(reactor, pid)
+
+    async def test_closed_though_a_job_reads_no_keys(self) -> None:
+        """A terminal whose command ended is closed although keys wait for who still has it open."""
+        before = await self.descriptors()
+        channel, receiver = self.start("stty raw; trap '' HUP; sleep 60 & echo $! $$; exec sleep 60")
+        await channel.until(b"\n")
+        pid, leader = map(int, channel.lane(Lane.MAIN).split())
+        receiver.data_received(Lane.MAIN, b"k" * 500_000)
+        os.kill(leader, signal.SIGKILL)
+        await channel.ended
+        await pause(reactor, 0)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        os.kill(pid, signal.SIGKILL)
+        await gone(reactor, pid)
+
+    async def test_no_descriptor_leaks_at_the_start(self) -> None:
+        """A terminal whose process cannot start is closed."""
+
+        def refuse() -> int:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+        before = await self.descriptors()
+        self.patch(os, "fork", refuse)
         channel, _ = self.start("true")
         await channel.ended
-        before = len(os.listdir("/proc/self/fd"))
+        self.assertEqual(channel.result, Exited(126))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    async def test_no_descriptor_leaks(self) -> None:
+        """Terminals are closed, whoever ended first."""
+        before = await self.descriptors()
         for _ in range(5):
             channel, receiver = self.start("echo up; sleep 30")
             await channel.until(b"up")
