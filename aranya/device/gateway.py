@@ -7,11 +7,16 @@ The first message
     A device's Hello is read before it is decided which link it belongs to: the
     same process with the same key takes up the link it had, with all its streams;
     any other gets a fresh one, and ``registry`` decides who is active and who yields.
+
+Who says nothing
+    A connection costs nothing to open and may hold most of a message. So those that have yet to
+    say what they want are few: for each device that may say Hello, for each address that may join.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -45,16 +50,25 @@ from tether.tasks import spawn
 from tether.verbs.requests import Settings
 from tether.wire.mux import Role
 
-#: Seconds for one whole join, and how many may be under way at once.
+#: Seconds from the request of a join to its end, and how many may be under way at once.
 JOIN_PATIENCE = 30.0
 JOINS_AT_ONCE = 64
+#: Seconds that one may take to ask, and how many may not have asked yet: in all, and from one address.
+JOIN_SILENCE = 10.0
+SILENT_JOINS = 256
+SILENT_JOINS_OF_ADDRESS = 8
+
+#: The most connections of one device that may not have said Hello yet.
+ARRIVALS_LIMIT = 16
 
 #: The most agents of one device that may be connected or waited for.
 PROCESSES_LIMIT = 8
 
 _ELSEWHERE = Dismissal("a process of another host, or of another boot, has this instance", True)
 _TOO_MANY = Dismissal(f"{PROCESSES_LIMIT} agents of this device are connected or waited for already", True)
+_LATE = Dismissal("a later connection of this process came before this one", True)
 _BUSY = "too many joins at once; try again in a minute"
+_TOO_MANY_ARRIVALS = f"{ARRIVALS_LIMIT} connections of this device have yet to say Hello"
 #: Seconds of silence after which a device is asked whether it is there, unless its EdgeDevice says otherwise.
 KEEPALIVE = 15
 
@@ -105,8 +119,10 @@ class Gateway:
         self._terms = terms
         self._clock = clock
         self._listening: IListeningPort | None = None
-        self._joining: set[_JoinConversation] = set()
-        self._links: dict[DeviceKey, dict[bytes, DeviceLink]] = {}
+        self._joining = _JoinRoom()
+        self._arrivals = _Crowd(ARRIVALS_LIMIT)
+        # A process may have two: one of its name may come with another key, and may be sent away.
+        self._links: dict[DeviceKey, list[DeviceLink]] = {}
         self._heirs = Heirs()
         self._closing = False
 
@@ -136,7 +152,7 @@ class Gateway:
         """Close the door; who is in stays in, who is half-way in is to come again."""
         self._closing = True
         listening, self._listening = self._listening, None
-        for conversation in list(self._joining):
+        for conversation in list(self._joining.present):
             conversation.stop()
         if listening is not None:
             stopped = listening.stopListening()
@@ -146,15 +162,15 @@ class Gateway:
     async def close(self, reason: str) -> None:
         """Close the door and end every link; devices are told to come back."""
         await self.stop_listening()
-        for link in [link for links in self._links.values() for link in links.values()]:
+        for link in [link for links in self._links.values() for link in links]:
             link.close(reason)
 
     def link_over(self, link: DeviceLink) -> None:
         """Nobody will come back for this link's sessions."""
         key = link.admitted.identity.key
-        links = self._links.get(key, {})
-        if links.get(link.instance) is link:
-            del links[link.instance]
+        links = self._links.get(key, [])
+        if link in links:
+            links.remove(link)
             if not links:
                 del self._links[key]
 
@@ -163,9 +179,10 @@ class Gateway:
         if self._closing:
             return _Closing()
         if sub_protocol == JOIN:
-            if len(self._joining) >= JOINS_AT_ONCE:
+            host = _host(transport)
+            if not self._joining.has_room(host):
                 return Refusal(503, _BUSY)
-            return _JoinConversation(self._joins, self._welcome, self._clock, self._joining)
+            return _JoinConversation(self._joins, self._welcome, self._clock, self._joining, host)
         try:
             admitted = self._admission.admit(self._verified(transport.peer_certificate()))
         except (CertificateRefused, NotAdmitted) as refused:
@@ -173,7 +190,17 @@ class Gateway:
                 "connection from {peer} refused: {reason}", peer=transport.address, reason=str(refused)
             )
             return Refusal(403, str(refused))
-        return Arrival(self._clock, lambda said, _: self._tether_for(admitted, said))
+        if not self._arrivals.has_room(admitted.identity):
+            self._log.info(
+                "connection from {peer} refused: {reason}", peer=transport.address, reason=_TOO_MANY_ARRIVALS
+            )
+            # No agent takes this for a refusal: it comes again soon.
+            return Refusal(503, _TOO_MANY_ARRIVALS)
+        return Arrival(
+            self._clock,
+            lambda said, _: self._tether_for(admitted, said),
+            self._arrivals.enter(admitted.identity),
+        )
 
     def _verified(self, certificate: x509.Certificate | None) -> x509.Certificate:
         if certificate is None:
@@ -184,14 +211,17 @@ class Gateway:
 
     def _tether_for(self, admitted: Admitted, said: PeerIntroduction) -> Tether | Dismissal:
         key, instance = admitted.identity.key, said.instance
-        links = self._links.get(key, {})
-        link = links.get(instance)
-        if link is not None and link.is_elsewhere(said):
+        links = self._links.get(key, [])
+        namesakes = [link for link in links if link.instance == instance]
+        if any(link.is_elsewhere(said) for link in namesakes):
             # The state folder names the instances that live: who copied it holds the key, too.
             return _ELSEWHERE
-        if link is not None and link.continued_by(admitted):
-            link.tether.introduce_as(self._introduction(key))
-            return link.tether
+        if any(link.overtook(admitted, said) for link in namesakes):
+            return _LATE
+        for link in namesakes:
+            if link.continued_by(admitted):
+                link.tether.introduce_as(self._introduction(key))
+                return link.tether
         if len(links) >= PROCESSES_LIMIT:
             return _TOO_MANY
 
@@ -208,8 +238,8 @@ class Gateway:
             self._heirs,
             self,
         )
-        # One of the same name, but another key, is the registry's to end, once this one said Hello.
-        self._links.setdefault(key, links)[instance] = link
+        # One of the same name, but another key, is the registry's to end, once this one is let in.
+        self._links.setdefault(key, links).append(link)
         return link.tether
 
     def _introduction(self, key: DeviceKey) -> PeerIntroduction:
@@ -234,6 +264,10 @@ def device_settings(key: DeviceKey, edge_device: Object | None, welcome: Welcome
     )
 
 
+def _host(transport: MessageTransport) -> str:
+    return transport.address.rpartition(":")[0]
+
+
 def _seconds(told: object, least: int, otherwise: int) -> int:
     if isinstance(told, int) and not isinstance(told, bool) and least <= told <= 3600:
         return told
@@ -254,6 +288,52 @@ class _Closing:
         """Nothing is held."""
 
 
+class _Crowd:
+    """How many wait, in all and of each origin; bounded."""
+
+    def __init__(self, limit_of_origin: int, limit: int | None = None) -> None:
+        self._limit_of_origin = limit_of_origin
+        self._limit = limit
+        self._waiting: Counter[Hashable] = Counter()
+
+    def has_room(self, origin: Hashable) -> bool:
+        """Whether one more of this origin may wait."""
+        full = self._limit is not None and self._waiting.total() >= self._limit
+        return not full and self._waiting[origin] < self._limit_of_origin
+
+    def enter(self, origin: Hashable) -> Callable[[], None]:
+        """One more waits; what is given back is to be called once, when it waits no more."""
+        self._waiting[origin] += 1
+
+        def leave() -> None:
+            self._waiting[origin] -= 1
+            if not self._waiting[origin]:
+                del self._waiting[origin]
+
+        return leave
+
+
+class _JoinRoom:
+    """All ``join.v1`` connections: those that have yet to ask, and those that wait for their answer.
+
+    Asking takes a secret or is over at once, so who has asked is not counted with who only came.
+    """
+
+    def __init__(self) -> None:
+        self.present: set[_JoinConversation] = set()
+        self.asking: set[_JoinConversation] = set()
+        self.silent = _Crowd(SILENT_JOINS_OF_ADDRESS, SILENT_JOINS)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether nobody more can be answered now."""
+        return len(self.asking) >= JOINS_AT_ONCE
+
+    def has_room(self, host: str) -> bool:
+        """Whether one more from this address may come in."""
+        return not self.is_busy and self.silent.has_room(host)
+
+
 class _JoinConversation:
     """One ``join.v1`` connection: one request, one answer."""
 
@@ -264,57 +344,75 @@ class _JoinConversation:
         joins: Joins,
         welcome: Callable[[], Welcome],
         clock: IReactorTime,
-        under_way: set[_JoinConversation],
+        room: _JoinRoom,
+        host: str,
     ) -> None:
         self._joins = joins
         self._welcome = welcome
         self._clock = clock
-        self._under_way = under_way
+        self._room = room
+        self._host = host
         self._transport: MessageTransport | None = None
         self._deadline: IDelayedCall | None = None
-        self._asked = False
+        self._silence_over: Callable[[], None] | None = room.silent.enter(host)
 
     def connected(self, transport: MessageTransport) -> None:
         """The handshake is done."""
         self._transport = transport
-        self._under_way.add(self)
-        self._deadline = self._clock.callLater(JOIN_PATIENCE, self.stop)
+        self._room.present.add(self)
+        self._deadline = self._clock.callLater(JOIN_SILENCE, self.stop)
 
     def message_received(self, message: bytes) -> None:
         """The request; there is only one."""
-        if self._asked or self._transport is None:
+        if self._silence_over is None or self._transport is None:
             self.stop()
             return
-        self._asked = True
-        spawn(self._answer(message, self._transport), self._log, "a join failed")
+        self._end_silence()
+        if self._room.is_busy:
+            # Not a refusal, which would be believed.
+            self._transport.close(GOING_AWAY, _BUSY)
+            return
+        self._room.asking.add(self)
+        self._deadline = self._clock.callLater(JOIN_PATIENCE, self.stop)
+        spawn(self._answer(message), self._log, "a join failed")
 
     def connection_lost(self, reason: str) -> None:
         """The asker is gone."""
         self._transport = None
-        self._under_way.discard(self)
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+        self._room.present.discard(self)
+        self._room.asking.discard(self)
+        self._end_silence()
 
     def stop(self) -> None:
         """It took too long, or the gateway closes."""
         if self._transport is not None:
             self._transport.abort()
 
-    async def _answer(self, message: bytes, transport: MessageTransport) -> None:
-        answer: Joined | JoinRefused
+    def _end_silence(self) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        silence_over, self._silence_over = self._silence_over, None
+        if silence_over is not None:
+            silence_over()
+
+    async def _answer(self, message: bytes) -> None:
         try:
-            request = unpack_request(message)
-            key = DeviceKey(printable(request.namespace, 63), printable(request.name, 63))
-            host = transport.address.rpartition(":")[0]
-            chain = await self._joins.redeem(key, request.secret, request.csr, host)
-        except (JoinDenied, RemoteViolation) as denied:
-            answer = JoinRefused(str(denied))
-        except KubeError as error:
-            self._log.warn("a join failed: {reason}", reason=str(error))
-            answer = JoinRefused("the controller cannot record the join now; try again with the same token")
-        else:
-            welcome = self._welcome()
-            answer = Joined(chain, welcome.ca_bundle, welcome.urls)
+            answer = await self._answer_to(message)
+        finally:
+            self._room.asking.discard(self)
         if self._transport is not None:
             self._transport.send(pack_answer(answer))
             self._transport.close(NORMAL, "")
+
+    async def _answer_to(self, message: bytes) -> Joined | JoinRefused:
+        try:
+            request = unpack_request(message)
+            key = DeviceKey(printable(request.namespace, 63), printable(request.name, 63))
+            chain = await self._joins.redeem(key, request.secret, request.csr, self._host)
+        except (JoinDenied, RemoteViolation) as denied:
+            return JoinRefused(str(denied))
+        except KubeError as error:
+            self._log.warn("a join failed: {reason}", reason=str(error))
+            return JoinRefused("the controller cannot record the join now; try again with the same token")
+        welcome = self._welcome()
+        return Joined(chain, welcome.ca_bundle, welcome.urls)

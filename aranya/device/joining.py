@@ -55,9 +55,18 @@ FAILURES_ALLOWED = 10
 FAILURE_FORGOTTEN = 10.0
 _ADDRESSES_REMEMBERED = 4096
 
+#: Seconds between two renewals of one device, and until it may ask again for the key it asked for last,
+#: as after a lost answer.
+RENEWAL_PAUSE = 60.0
+REPEAT_PAUSE = 5.0
+
 
 class JoinDenied(Exception):
     """A device may not join or renew, and why in one line."""
+
+
+class RenewedLately(JoinDenied):
+    """A device may not renew again so soon."""
 
 
 class JoinImpossible(KubeError):
@@ -102,6 +111,7 @@ class Joins:
         self._rejoined = rejoined
         self._random_bytes = random_bytes
         self._failures = Failures(clock)
+        self._renewals = Renewals(clock)
 
     # ---- for the controller ------------------------------------------------------
 
@@ -163,11 +173,15 @@ class Joins:
     async def renew(self, identity: DeviceIdentity, present_key: str, request: bytes) -> bytes:
         """A new certificate (PEM chain) for the device of a living link; raises ``JoinDenied``.
 
-        The present key counts until the new one was used to connect.
+        The present key counts until the new one was used to connect. Each renewal is signed and
+        recorded, so a device that asks again too soon is told so with ``RenewedLately``.
         """
         self._living(identity)
         public_key = _requested(request)
         wanted = key_hash(public_key)
+        if not self._renewals.may_begin(identity, wanted):
+            raise RenewedLately("the certificate of this device was renewed just now; try again in a minute")
+        self._renewals.begun(identity, wanted)
 
         def add(record: Record) -> Record:
             if present_key not in record.keys:
@@ -344,6 +358,38 @@ class Failures:
     def _count(self, address: str) -> float:
         count, since = self._counts.get(address, (0.0, 0.0))
         return max(0.0, count - (self._clock.seconds() - since) / FAILURE_FORGOTTEN)
+
+
+class Renewals:
+    """When each device last asked for another certificate, and for which key; forgotten with time."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._last: OrderedDict[DeviceIdentity, tuple[float, str]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many devices are remembered."""
+        return len(self._last)
+
+    def may_begin(self, device: DeviceIdentity, wanted: str) -> bool:
+        """Whether this device may have this key certified now."""
+        self._forget()
+        if device not in self._last:
+            return True
+        since, key = self._last[device]
+        return key == wanted and self._clock.seconds() - since >= REPEAT_PAUSE
+
+    def begun(self, device: DeviceIdentity, wanted: str) -> None:
+        """This key is about to be certified, which counts whether it works or not."""
+        self._last[device] = (self._clock.seconds(), wanted)
+        self._last.move_to_end(device)
+
+    def _forget(self) -> None:
+        while self._last:
+            device, (since, _) = next(iter(self._last.items()))
+            if self._clock.seconds() - since < RENEWAL_PAUSE:
+                return
+            del self._last[device]
 
 
 def join_command(token: str) -> str:

@@ -15,14 +15,14 @@ from twisted.logger import Logger
 from aranya.certs.keys import key_hash
 from aranya.device.admission import Admission, Admitted, NotAdmitted
 from aranya.device.device import LinkedDevice
-from aranya.device.joining import JoinDenied, Joins
+from aranya.device.joining import JoinDenied, Joins, RenewedLately
 from aranya.device.registry import Cloned, Registry
 from aranya.kube.errors import KubeError
 from aranya.names import DeviceKey
 from tether.errors import Reason, ResetCode
 from tether.join import printable
 from tether.link.interfaces import Channel, Introduction, Lane, Link, Receiver
-from tether.link.link import Tether
+from tether.link.link import PeerIntroduction, Tether
 from tether.tasks import spawn
 from tether.verbs.codec import encode_result
 from tether.verbs.requests import Failed, Issued, Renew, Request, Result
@@ -66,6 +66,10 @@ class Heirs:
         pair = (before.key_hash, now.key_hash)
         return before.key_hash == now.key_hash or self._last.get(now.identity.key) == pair
 
+    def same_line(self, one: Admitted, other: Admitted) -> bool:
+        """Whether both are one device with one key, or one of them with the other's heir."""
+        return self.same_holder(one, other) or self.same_holder(other, one)
+
 
 class DeviceLink:
     """A process's tether, and what is done when it comes, goes, or asks: ``Watcher`` and ``Acceptor``."""
@@ -98,6 +102,11 @@ class DeviceLink:
         """Whether another host than this link's says that it has its instance; no process outlives a boot."""
         peer = self.tether.peer
         return peer is not None and peer.host_boot_id != said.host_boot_id
+
+    def overtook(self, admitted: Admitted, said: PeerIntroduction) -> bool:
+        """Whether who says this is this link's process, but has come by a later connection already."""
+        # A connection that was long on its way may have begun before the key was renewed.
+        return self._heirs.same_line(self.admitted, admitted) and self.tether.is_late(said)
 
     def continued_by(self, admitted: Admitted) -> bool:
         """Whether who comes with this link's instance holds its key, too; then it is taken up."""
@@ -180,6 +189,8 @@ class DeviceLink:
         admitted = self.admitted
         try:
             chain = await self._joins.renew(admitted.identity, admitted.key_hash, request.csr)
+        except RenewedLately as denied:
+            answer.refuse(Reason(ResetCode.LIMIT, str(denied)))
         except JoinDenied as denied:
             answer.give(Failed(ResetCode.REFUSED, str(denied)))
         except KubeError as error:
@@ -208,6 +219,11 @@ class _Answer:
         if self._channel is not None:
             self._channel.write(encode_result(result), Lane.RESULT)
             self._channel.finish()
+
+    def refuse(self, reason: Reason) -> None:
+        """There is no answer, and why."""
+        if self._channel is not None:
+            self._channel.reset(reason)
 
     def data_received(self, lane: Lane, data: bytes) -> None:
         """Nothing belongs here."""

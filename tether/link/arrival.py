@@ -29,20 +29,25 @@ class Dismissal:
     retry: bool
 
 
-_LATE = Dismissal("a later connection of this process came before this one", True)
-
-#: Given who says Hello, on which connection: the tether that takes it, or why none does.
+#: Given who says Hello, on which connection: the tether that takes it, or why none does. What it is given
+#: may be late (``Tether.is_late``); then it must leave all as it is.
 Choose = Callable[[PeerIntroduction, MessageTransport], Tether | Dismissal]
 
 
 class Arrival:
-    """A ``MessageReceiver`` that hands its connection to the tether chosen by the peer's Hello."""
+    """A ``MessageReceiver`` that hands its connection to the tether chosen by the peer's Hello.
+
+    ``waits_no_more`` is called once: when the Hello came, or when it will not any more.
+    """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, choose: Choose) -> None:
+    def __init__(
+        self, clock: IReactorTime, choose: Choose, waits_no_more: Callable[[], None] = lambda: None
+    ) -> None:
         self._clock = clock
         self._choose = choose
+        self._waits_no_more: Callable[[], None] | None = waits_no_more
         self._transport: MessageTransport | None = None
         self._receiver: MessageReceiver | None = None
         self._deadline: IDelayedCall | None = None
@@ -72,14 +77,14 @@ class Arrival:
         if isinstance(chosen, Dismissal):
             self._dismiss(chosen.reason, chosen.retry)
             return
-        self._cancel_deadline()
+        self._end_wait()
         self._receiver = receiver = chosen.receiver()
         receiver.connected(transport)
         receiver.message_received(message)
 
     def connection_lost(self, reason: str) -> None:
         """The connection is gone."""
-        self._cancel_deadline()
+        self._end_wait()
         self._transport = None
         if self._receiver is not None:
             self._receiver.connection_lost(reason)
@@ -88,20 +93,20 @@ class Arrival:
         said = frames.decode(message)
         if not said or not isinstance(said[0], frames.Hello):
             raise RemoteViolation("the first frame is not a Hello")
-        chosen = self._choose(PeerIntroduction.of(said[0]), transport)
-        if isinstance(chosen, Tether) and chosen.mux.is_late(said[0]):
-            return _LATE
-        return chosen
+        return self._choose(PeerIntroduction.of(said[0]), transport)
 
     def _dismiss(self, reason: str, retry: bool) -> None:
-        self._cancel_deadline()
+        self._end_wait()
         transport, self._transport = self._transport, None
         if transport is not None:
             self._log.info("connection from {peer} refused: {reason}", peer=transport.address, reason=reason)
             transport.send(frames.encode([frames.Goodbye(reason, retry)]))
             transport.close(POLICY_VIOLATION, reason)
 
-    def _cancel_deadline(self) -> None:
+    def _end_wait(self) -> None:
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._deadline = None
+        waits_no_more, self._waits_no_more = self._waits_no_more, None
+        if waits_no_more is not None:
+            waits_no_more()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -73,6 +73,8 @@ class PeerIntroduction:
     started: int = 0
     companions: frozenset[bytes] = frozenset()
     draining: bool = False
+    # Which Hello of its process it is, counted by the mux; no part of what it says.
+    number: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, hello: frames.Hello) -> PeerIntroduction:
@@ -87,6 +89,7 @@ class PeerIntroduction:
             started=hello.started,
             companions=hello.companions,
             draining=hello.draining,
+            number=hello.number,
         )
 
     def hello(self) -> frames.Hello:
@@ -101,6 +104,7 @@ class PeerIntroduction:
             started=self.started,
             companions=self.companions,
             draining=self.draining,
+            number=self.number,
         )
 
 
@@ -117,7 +121,10 @@ class Watcher(Protocol):
         """
 
     def link_over(self, link: Link) -> None:
-        """After ``link_down``: the channels have ended, who comes now starts afresh."""
+        """After ``link_down``: the channels have ended, who comes now starts afresh.
+
+        Not called while there is a connection, though channels may end when a newer one comes.
+        """
 
     def duty_told(self, link: Link, duty: Duty) -> None:
         """The peer says who takes new sessions."""
@@ -178,6 +185,10 @@ class Tether:
         """True while there is no connection and channels wait for the next one."""
         return self._grace_call is not None and bool(self._channels)
 
+    def is_late(self, said: PeerIntroduction) -> bool:
+        """Whether a later connection of who says this in its Hello came before this one."""
+        return self.mux.is_late(said.hello())
+
     def tell_duty(self, duty: Duty) -> bool:
         """Tell the peer who takes new sessions, after each Hello anew; false: it would not understand."""
         if not self.is_up or not self._both_list(TAKEOVER):
@@ -226,7 +237,13 @@ class Tether:
         """A connection came: it is the one from here on."""
         older = self._connection
         if older is not None:
-            self._lost(older, "a newer link took its place", retry=True, final=False)
+            reason = "a newer link took its place"
+            self._detached(older, reason, retry=True)
+            if self._grace:
+                self._wait(reason)
+            else:
+                # The channels are lost, but the link goes on: it is not over.
+                self._end_channels(reason)
             older.abort()
         self._connection = connection
         self.mux.attach(self._introduction.hello())
@@ -294,7 +311,9 @@ class Tether:
 
     def forget(self, channel: MuxChannel) -> None:
         """The channel is closed."""
-        self._channels.pop(channel.stream, None)
+        if self._channels.get(channel.stream) is channel:
+            # A peer that starts afresh may have opened another of this id already.
+            del self._channels[channel.stream]
         self._pressed.discard(channel)
 
     # ---- what happens --------------------------------------------------------------------
@@ -377,14 +396,22 @@ class Tether:
         connection.close(POLICY_VIOLATION, reason)
 
     def _lost(self, connection: Connection, reason: str, retry: bool, final: bool) -> None:
-        """This connection is not the one any more."""
+        """This connection is not the one any more, and there is no other."""
+        self._detached(connection, reason, retry)
+        if final or not self._grace:
+            self._abandon(reason)
+        else:
+            self._wait(reason)
+
+    def _detached(self, connection: Connection, reason: str, retry: bool) -> None:
         self._connection = None
         connection.ended()
         self.mux.detach()
         self._tell_down(connection, reason, retry)
-        if final or not self._grace:
-            self._abandon(reason)
-        elif self._grace_call is None:
+
+    def _wait(self, reason: str) -> None:
+        """The channels wait for the next connection on which the peer says Hello."""
+        if self._grace_call is None:
             self._grace_call = self._clock.callLater(self._grace, self._grace_over, reason)
 
     def _tell_down(self, connection: Connection, reason: str, retry: bool) -> None:
@@ -404,6 +431,11 @@ class Tether:
         self.settle()
 
     def _abandon(self, reason: str) -> None:
+        """Nobody will come back: the link is over."""
+        self._end_channels(reason)
+        self.later(lambda: self._watcher.link_over(self))
+
+    def _end_channels(self, reason: str) -> None:
         """No connection will take the streams over: they end as lost."""
         if self._grace_call is not None:
             self._grace_call.cancel()
@@ -419,4 +451,3 @@ class Tether:
         for channel in list(self._channels.values()):
             # One whose end came with an introduction that made no sense, so that it was not heard.
             channel.broke(lost)
-        self.later(lambda: self._watcher.link_over(self))

@@ -18,11 +18,13 @@ from aranya.device.joining import (
     Failures,
     JoinDenied,
     JoinImpossible,
+    Renewals,
+    RenewedLately,
 )
 from aranya.kube.errors import ServerError
 from aranya.kube.memory import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
-from aranya.names import JOIN_ANNOTATION
+from aranya.names import JOIN_ANNOTATION, DeviceIdentity
 from test.aranya.device.cluster import KEY, URLS, ClusterCase
 from tether.join import Token
 
@@ -273,6 +275,25 @@ class RenewalTests(ClusterCase):
         self.done(self.joins.connected(self.identity(), new))
         self.assertEqual(self.joins.recorded_keys(self.identity()), (new,))
 
+    def test_not_too_often(self) -> None:
+        """One renewal in a minute; the key that was asked for last may be asked for again soon."""
+        request, other = request_for(new_key()), request_for(new_key())
+        self.done(self.joins.renew(self.identity(), self.old, request))
+        for seconds, allowed, refused in ((0, (), (request, other)), (5, (request,), (other, request))):
+            self.clock.advance(seconds)
+            for each in allowed:
+                self.assertTrue(self.done(self.joins.renew(self.identity(), self.old, each)))
+            for each in refused:
+                line = self.refused(self.joins.renew(self.identity(), self.old, each), RenewedLately)
+                self.assertIn("in a minute", line)
+        self.clock.advance(60)
+        self.assertTrue(self.done(self.joins.renew(self.identity(), self.old, other)))
+
+    def test_a_bad_request(self) -> None:
+        """A request that cannot be signed is none of the renewals that are counted."""
+        self.refused(self.joins.renew(self.identity(), self.old, b"rubbish"), JoinDenied)
+        self.assertTrue(self.done(self.joins.renew(self.identity(), self.old, request_for(new_key()))))
+
     def test_the_same_key(self) -> None:
         """A device may keep its key."""
         self.done(self.joins.renew(self.identity(), self.old, request_for(self.key)))
@@ -298,6 +319,28 @@ class RenewalTests(ClusterCase):
         stored["data"]["record"] = base64.b64encode(b"{").decode()
         self.done(self.kubernetes.replace(SECRETS, "system", "aranya-device.edge.pump", stored))
         self.assertEqual(self.new_joins().recorded_keys(self.identity()), ())
+
+
+class RenewalsTests(SynchronousTestCase):
+    """Renewals are counted by device and forgotten with time."""
+
+    def test_each_device(self) -> None:
+        """What one device asks for is not counted against another, nor against its namesake."""
+        renewals = Renewals(Clock())
+        renewals.begun(DeviceIdentity(KEY, "1"), "key")
+        self.assertFalse(renewals.may_begin(DeviceIdentity(KEY, "1"), "other"))
+        self.assertTrue(renewals.may_begin(DeviceIdentity(KEY, "2"), "other"))
+
+    def test_bounded(self) -> None:
+        """Nobody is remembered for longer than it matters."""
+        clock = Clock()
+        renewals = Renewals(clock)
+        for number in range(1000):
+            device = DeviceIdentity(KEY, str(number))
+            self.assertTrue(renewals.may_begin(device, "key"))
+            renewals.begun(device, "key")
+            clock.advance(1)
+        self.assertLessEqual(len(renewals), 61)
 
 
 class FailuresTests(SynchronousTestCase):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cryptography import x509
 from twisted.internet.defer import Deferred
 
 from aranya.certs.keys import key_hash, new_key
 from aranya.certs.requests import signing_request
+from aranya.device.admission import Admitted, NotAdmitted
 from aranya.device.gateway import (
     PROCESSES_LIMIT,
     device_settings,
@@ -22,9 +25,11 @@ from tether.link.connection import HELLO_PATIENCE
 from tether.link.interfaces import Lane
 from tether.link.link import RESUME, TAKEOVER, Tether
 from tether.link.memory import MemoryTransport, Wire
+from tether.link.transport import MessageReceiver
 from tether.link.websocket import TETHER, Refusal
 from tether.verbs.codec import decode_result
 from tether.verbs.requests import AskFacts, Failed, Issued, Logs, Renew
+from tether.wire import frames
 from tether.wire.frames import Duty
 
 
@@ -101,6 +106,18 @@ class LinkTests(GatewayCase):
         wire.cut()
         self.assertIsNone(self.registry.get(KEY))
 
+    def test_newer_connection(self) -> None:
+        """Without a grace a newer connection takes the older's place, and the agent stays known."""
+        agent, watch = self.agent()
+        self.connect(agent)
+        wire = self.connect(agent)
+        self.assertIsNotNone(self.registry.get(KEY))
+        self.assertEqual(self.gateway.agents, 1)
+        self.done(self.gateway.close("failover"))
+        flush(wire)
+        self.assertEqual(watch.downs[-1], ("failover", True))
+        self.assertEqual(self.gateway.agents, 0)
+
     def test_clone(self) -> None:
         """A clone is told why it must go, and may come again."""
         self.connect(self.agent()[0])
@@ -156,7 +173,7 @@ class LinkTests(GatewayCase):
         self.assertEqual(answer.code, ResetCode.REFUSED)
 
     def test_one_renewal_at_a_time(self) -> None:
-        """While a renewal is under way another is refused, and after it none is."""
+        """While a renewal is under way another is refused; soon after it the same may be asked for again."""
         recording: Deferred[None] = Deferred()
 
         renew_now = self.joins.renew
@@ -176,10 +193,24 @@ class LinkTests(GatewayCase):
         assert second.reason is not None
         self.assertEqual(second.reason.code, ResetCode.LIMIT)
         recording.callback(None)
+        flush(wire)
+        self.clock.advance(5)
         agent.open(Renew(request), third).finish()
         flush(wire)
         for answered in (first, third):
             self.assertIsInstance(decode_result(answered.lane(Lane.RESULT)), Issued)
+
+    def test_renewals_without_end(self) -> None:
+        """A device that renews again and again is told to wait, on whichever link."""
+        self.assertIsInstance(self.renew(signing_request(new_key(), "x")), Issued)
+        agent, _ = self.agent(b"b" * 16)
+        wire = self.connect(agent)
+        receiver = RecordingReceiver()
+        agent.open(Renew(signing_request(new_key(), "x")), receiver).finish()
+        flush(wire)
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.code, ResetCode.LIMIT)
+        self.assertIn("in a minute", receiver.reason.text)
 
     def test_nothing_else(self) -> None:
         """A device can ask the controller for nothing but renewal."""
@@ -245,6 +276,90 @@ class GraceTests(GatewayCase):
         self.assertIsNotNone(slow.closed_with)
         self.assertIsNotNone(self.registry.get(KEY))
         self.assertIsNone(receiver.reason)
+
+    def hello_on_its_way(self, agent: Tether) -> tuple[MessageReceiver, MemoryTransport, bytes]:
+        """A connection of this agent whose Hello has not arrived yet."""
+        transport = self.transport(self.certificate)
+        ear = self.gateway.decide(TETHER, transport)
+        assert not isinstance(ear, Refusal)
+        wire = Wire(transport, MemoryTransport(self.clock), ear, agent.receiver())
+        wire.connect()
+        [hello] = wire.agent.sent
+        return ear, transport, hello
+
+    def renewed(self, agent: Tether, wire: Wire) -> x509.Certificate:
+        """The certificate of another key of this agent."""
+        answers = RecordingReceiver()
+        agent.open(Renew(signing_request(new_key(), "x")), answers).finish()
+        flush(wire)
+        answer = decode_result(answers.lane(Lane.RESULT))
+        assert isinstance(answer, Issued)
+        return x509.load_pem_x509_certificate(answer.certificate)
+
+    def test_overtaken_changes_nothing(self) -> None:
+        """A Hello that comes late, by a key that was renewed since, leaves the link as it is."""
+        agent, wire, receiver = self.open()
+        certificate = self.renewed(agent, wire)
+        wire.cut()
+        ear, transport, hello = self.hello_on_its_way(agent)
+        self.server.go_away()
+        self.connect(agent, certificate)
+        [link] = self.gateway._links[KEY]
+        before = (link.admitted, link.tether._introduction)
+        self.change_settings(7)
+        ear.message_received(hello)
+        assert transport.closed_with is not None
+        self.assertIn("later connection", transport.closed_with[1])
+        self.assertEqual(before, (link.admitted, link.tether._introduction))
+        self.assertEqual(self.gateway._links[KEY], [link])
+        self.assertIsNone(receiver.reason)
+
+    def test_overtaken_tells_nothing(self) -> None:
+        """A late Hello by the present key does not change what the link says next."""
+        agent, wire, _ = self.open()
+        wire.cut()
+        ear, _, hello = self.hello_on_its_way(agent)
+        self.connect(agent)
+        [link] = self.gateway._links[KEY]
+        said = link.tether._introduction
+        self.change_settings(7)
+        ear.message_received(hello)
+        self.assertEqual(said, link.tether._introduction)
+
+    def change_settings(self, grace: int) -> None:
+        """What links are told from here on."""
+        welcome = Welcome(URLS, b"")
+        self.gateway._settings = lambda key: device_settings(key, None, welcome, grace)
+
+    def test_another_key_of_no_sense(self) -> None:
+        """Whoever takes an agent's name with another key, and is sent away, leaves the agent known."""
+        agent, wire, receiver = self.open()
+        other = self.certificate
+        certificate = self.renewed(agent, wire)
+        wire.cut()
+        self.server.go_away()
+        wire = self.connect(agent, certificate)
+        thief, _ = self.agent()
+        for extra in (frames.encode([frames.Data(2, 99, 0, b"gap")]), b""):
+            self.certificate = other
+            ear, transport, hello = self.hello_on_its_way(thief)
+            if not extra:
+                self.patch(self.gateway._admission, "check", self.fail_check)
+            first = frames.decode(hello)[0]
+            assert isinstance(first, frames.Hello)
+            ear.message_received(frames.encode([replace(first, number=99)]) + extra)
+            self.assertIsNotNone(transport.closed_with)
+            self.assertEqual(self.gateway.agents, 1)
+            self.assertIsNone(receiver.reason)
+        self.assertIsNotNone(self.registry.get(KEY))
+        self.done(self.gateway.close("failover"))
+        flush(wire)
+        assert receiver.reason is not None
+        self.assertEqual(receiver.reason.text, "failover")
+
+    def fail_check(self, admitted: Admitted) -> None:
+        """Nobody is let in."""
+        raise NotAdmitted("not any more")
 
     def test_a_living_companion(self) -> None:
         """Another agent that knows the former one to live leaves its sessions to wait for it."""

@@ -85,6 +85,30 @@ class ArrivalTests(SynchronousTestCase):
         self.clock.advance(10)
         self.assertEqual(transport.closed_with, (1008, "no Hello within 10 s"))
 
+    def test_wait(self) -> None:
+        """It is told once that an arrival waits no more: it said Hello, was dismissed, or is gone."""
+        hello = frames.encode([self.agent._introduction.hello()])
+        for answer, said in (
+            (self.controller, hello),
+            (Dismissal("no", True), hello),
+            (None, b""),
+            (None, None),
+        ):
+            self.answer = answer
+            told: list[bool] = []
+            arrival = Arrival(self.clock, self.choose, lambda told=told: told.append(True))
+            arrival.connected(MemoryTransport(self.clock))
+            self.assertEqual(told, [])
+            if said is not None:
+                arrival.message_received(said)
+                self.assertEqual(told, [True])
+            arrival.connection_lost("over")
+            self.assertEqual(told, [True])
+        arrival = Arrival(self.clock, self.choose, lambda: told.append(True))
+        arrival.connected(MemoryTransport(self.clock))
+        self.clock.advance(10)
+        self.assertEqual(told, [True, True])
+
     def test_garbage(self) -> None:
         """A connection that starts with anything else is dismissed."""
         for first in (b"\xff\xff", b"", frames.encode([frames.Ping(1)])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
@@ -12,13 +12,14 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from test.support.channels import RecordingReceiver
-from tether.errors import LinkLost, LocalMisuse, Reason, ResetCode
+from tether.errors import LinkLost, LocalMisuse, Reason, RemoteViolation, ResetCode
 from tether.link.interfaces import HIGH_WATER, LOW_WATER, Channel, Lane, Link, Receiver
-from tether.link.link import PeerIntroduction, Tether
+from tether.link.link import RESUME, PeerIntroduction, Tether
 from tether.link.memory import MemoryPair, MemoryTransport, Watch, joined
+from tether.verbs.codec import encode_request
 from tether.verbs.requests import AskFacts, DeviceFacts, Exec, Forward, Request, Settings
 from tether.wire import frames
-from tether.wire.frames import Data, Goodbye, Hello
+from tether.wire.frames import KEPT_LIMIT, Data, Goodbye, Hello
 from tether.wire.mux import WINDOW, Role
 
 
@@ -393,6 +394,15 @@ class PressureTests(PairCase):
         self.assertEqual(receiver.lane(Lane.MAIN), b"a" * 150_000)
         self.assertEqual(receiver.ended, ["finished"])
 
+    def test_many_pieces_while_paused(self) -> None:
+        """Pieces that cannot be joined are not kept without end: no honest peer sends as many unanswered."""
+        channel, _ = self.opened()
+        channel.pauseProducing()
+        for number in range(KEPT_LIMIT):
+            channel.data_arrived(number % 2, b"x")
+        with self.assertRaises(RemoteViolation):
+            channel.data_arrived(0, b"x")
+
     def test_small_pieces_are_joined_while_paused(self) -> None:
         """Tiny pieces that wait for a paused reader are joined, records are not."""
         channel, receiver = self.opened()
@@ -488,6 +498,52 @@ class EndTests(PairCase):
         self.agent_side.channel.write(b"hello again")
         self.pair.flush()
         self.assertEqual(receiver.lane(Lane.MAIN), b"hello again")
+
+    def test_newer_connection(self) -> None:
+        """Without a grace a newer connection ends the streams of the older, but the link is not over."""
+        _, receiver = self.opened()
+        older = self.pair.wire
+        self.pair.rejoin()
+        self.assertEqual(receiver.ended, ["reset", "closed"])
+        self.assertEqual(receiver.reason, Reason(ResetCode.LOST, "a newer link took its place"))
+        older.cut()
+        watch = self.controller_watch
+        self.assertEqual((watch.ups, len(watch.downs), watch.overs), ([False, False], 1, 0))
+        self.opened()
+        self.pair.cut()
+        self.assertEqual((len(watch.downs), watch.overs), (2, 1))
+
+    def test_newer_connection_without_hello(self) -> None:
+        """A newer connection on which nothing is said before it ends, ends the link."""
+        self.pair.wire = self.pair._wire()
+        self.pair.wire.connect()
+        self.assertEqual(self.controller_watch.overs, 0)
+        self.pair.cut()
+        self.assertEqual(self.controller_watch.overs, 1)
+
+    def test_stream_of_the_same_id(self) -> None:
+        """A peer that starts afresh may open a stream of an id that is ending in the same message."""
+        tether = Tether(
+            Role.AGENT,
+            self.clock,
+            PeerIntroduction("arhat", frozenset({RESUME}), b"a" * 16),
+            self.agent_side,
+            Watch(),
+        )
+        settings = Settings("", "", keepalive_seconds=0, grace_seconds=60)
+        controller = PeerIntroduction("aranya", frozenset({RESUME}), b"c" * 16, settings=settings)
+        receivers = []
+        for epoch in (1, 2):
+            ear = tether.receiver()
+            ear.connected(MemoryTransport(self.clock))
+            hello = replace(controller.hello(), epoch=epoch, number=epoch)
+            ear.message_received(
+                frames.encode([hello, frames.Open(2, WINDOW, encode_request(Exec((b"cat",))))])
+            )
+            receivers.append(self.agent_side.receiver)
+        ear.message_received(frames.encode([Data(2, 0, 0, b"in")]))
+        self.assertEqual([receiver.ended for receiver in receivers], [["reset", "closed"], []])
+        self.assertEqual([receiver.heard for receiver in receivers], [[], [(Lane.MAIN, b"in")]])
 
     def test_goodbye(self) -> None:
         """A link that is closed tells the peer why, and whether to come back."""

@@ -258,7 +258,7 @@ class CreditTests(PairCase):
         self.assertEqual(self.controller.kept(self.stream), 0)
 
     def test_grants_of_a_byte(self) -> None:
-        """A peer that grants byte by byte and acknowledges nothing is sent no more frames than can be kept."""
+        """A peer that grants byte by byte and acknowledges nothing is sent a bounded number of frames."""
         pair = MuxPair(window=0)
         stream = pair.controller.open(b"")
         pair.controller.send(stream, 0, b"x" * 2 * KEPT_LIMIT)
