@@ -37,7 +37,7 @@ from aranya.interfaces import ServedPod
 from aranya.kubelet.root import Door, Root
 from aranya.kubelet.visit import Served
 from aranya.names import DeviceKey
-from aranya.streaming.upgrade import KubeletChannel, KubeletSite
+from aranya.streaming.upgrade import KubeletChannel, KubeletSite, Lobby
 
 #: Connections to one endpoint; nobody honest needs as many.
 CONNECTION_LIMIT = 1024
@@ -169,14 +169,20 @@ class KubeletEndpoints:
         interface: str = "",
         ports: tuple[int, int] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        lobby: Lobby | None = None,
     ) -> None:
-        """``ports`` is the inclusive range to listen in; without it any free port will do."""
+        """``ports`` is the inclusive range to listen in; without it any free port will do.
+
+        In ``lobby`` the requests to all of them wait until they are whole; by default in one as
+        large as the process can bear.
+        """
         self._reactor = reactor
         self._clock = clock
         self._door = door
         self._interface = interface
         self._ports = ports
         self._now = now
+        self._lobby = lobby if lobby is not None else Lobby()
         self._endpoints: dict[DeviceKey, _Endpoint] = {}
         self._pods: dict[DeviceKey, ServedPod] = {}
 
@@ -192,7 +198,8 @@ class KubeletEndpoints:
             return running.port
         served = Served(key, self._now().strftime("%Y-%m-%dT%H:%M:%SZ"), self._pods.get(key))
         context = ServerContext(pair)
-        tls = BoundedTLS(context, False, DoorSite(Root(self._door, served), self._clock), self._clock)
+        site = DoorSite(Root(self._door, served), self._clock, self._lobby)
+        tls = BoundedTLS(context, False, site, self._clock)
         listening = self._listen(tls, port)
         address: Any = listening.getHost()
         endpoint = _Endpoint(served, context, tls, listening, address.port)

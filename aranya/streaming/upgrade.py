@@ -8,8 +8,9 @@ perhaps paused while the request ran and must go on; no HTTP timeout may fire la
 A command line travels in the URL, so the head of a request may be as long as the
 real kubelet lets it be. Whoever sends it is still a stranger, so nothing is done to
 it in advance: no query, path or cookie is taken apart, which for a megabyte of them
-would hold up everybody for seconds. Bodies mean nothing to a kubelet: they are short,
-and not kept.
+would hold up everybody for seconds. And a megabyte of each of many strangers would be
+all the memory there is, so what is not whole yet waits in one ``Lobby`` for all of them.
+Bodies mean nothing to a kubelet: they are short, and not kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,58 @@ HEAD_LIMIT: Final = 1024 * 1024
 BODY_LIMIT: Final = 64 * 1024
 IDLE_SECONDS: Final = 90
 
+#: How many requests may be waited for at once, and how much they may hold in all beyond their free shares.
+LOBBY_PLACES: Final = 4096
+LOBBY_ROOM: Final = 64 * 1024 * 1024
+#: What each may hold in any case: the head of nearly every honest request.
+FREE_SHARE: Final = 16 * 1024
+#: What a header, or a piece of a line, takes in memory beyond its bytes: short ones are mostly that.
+PIECE_COST: Final = 256
+#: How long who was turned away may take to read why; what it had sent is held as long.
+FAREWELL_SECONDS: Final = 5
+
+
+class Lobby:
+    """Where requests wait until they are whole: one for all connections, as they fill one memory.
+
+    Nobody knows whose a request is before it is whole, so all guests are equal. A request that is
+    read at one go never comes here, and one with a usual head needs no room: when the lobby is
+    full, only long commands are turned away, and when all places are taken, only what comes in parts.
+    """
+
+    def __init__(self, places: int = LOBBY_PLACES, room: int = LOBBY_ROOM) -> None:
+        self._places = places
+        self._room = room
+        self._guests: dict[object, int] = {}
+        self._taken = 0
+
+    @property
+    def guests(self) -> int:
+        """How many wait now."""
+        return len(self._guests)
+
+    @property
+    def taken(self) -> int:
+        """How many bytes they hold beyond their free shares."""
+        return self._taken
+
+    def hold(self, guest: object, size: int) -> bool:
+        """``guest`` holds ``size`` bytes now, with 0 it has left; false if it must go.
+
+        One for whom there is no room is counted until it has gone: it holds the bytes already.
+        """
+        before = self._guests.get(guest)
+        if not size:
+            self._taken -= self._guests.pop(guest, 0)
+            return True
+        if before is None and len(self._guests) >= self._places:
+            return False
+        beyond = max(0, size - FREE_SHARE)
+        more = beyond - (before or 0)
+        self._guests[guest] = beyond
+        self._taken += more
+        return more <= 0 or self._taken <= self._room
+
 
 class KubeletChannel(HTTPChannel):
     """HTTP/1.1 with a large head, which can hand its transport to another protocol."""
@@ -35,6 +88,7 @@ class KubeletChannel(HTTPChannel):
     MAX_LENGTH = HEAD_LIMIT
     totalHeadersSize = HEAD_LIMIT
     maxHeaders = 1000
+    lobby: Lobby
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +101,13 @@ class KubeletChannel(HTTPChannel):
         """Feed whoever has the connection now."""
         if self._successor is not None:
             self._successor.dataReceived(data)
-            return
+        elif self._abortingCall is None:
+            self._read(data)
+            if not self._busyReceiving:
+                self._wait()
+        # What comes after we closed is read past: nobody asks for it, and it would fill the memory.
+
+    def _read(self, data: bytes) -> None:
         if self.line_mode and b"\n" not in data and self._scraps_size < HEAD_LIMIT:
             # No line ends here. The parser would copy all it holds for each of these scraps.
             self._scraps.append(data)
@@ -58,6 +118,22 @@ class KubeletChannel(HTTPChannel):
             self._scraps.clear()
             self._scraps_size = 0
         super().dataReceived(data)
+
+    def _wait(self) -> None:
+        """Wait for the rest of a request, if there is a part of one and it may."""
+        if self.lobby.hold(self, self._unfinished()) or self._abortingCall is not None:
+            return
+        self._abortingCall = self.callLater(FAREWELL_SECONDS, self.forceAbortClient)
+        self._refuse_and_disconnect(
+            b"503 Service Unavailable", b"aranya waits for the rest of too many requests; try again later\n"
+        )
+
+    def _unfinished(self) -> int:
+        """What the part of a request that came so far takes in memory; 0 if there is none."""
+        if self._handlingRequest or self._successor is not None:
+            return 0
+        size = self._scraps_size + len(self._buffer) + self._receivedHeaderSize + self._body_size
+        return size + PIECE_COST * (len(self._scraps) + self._receivedHeaderCount)
 
     def resetTimeout(self) -> None:
         """Bytes of a head do not buy time: a whole head must come within the idle time."""
@@ -97,6 +173,7 @@ class KubeletChannel(HTTPChannel):
         if self._successor is not None:
             self._successor.connectionLost(reason)
             return
+        self.lobby.hold(self, 0)
         super().connectionLost(reason)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -134,9 +211,12 @@ class KubeletChannel(HTTPChannel):
         if rest:
             successor.dataReceived(rest)
 
-    def _refuse_and_disconnect(self, status: bytes) -> None:
+    def _refuse_and_disconnect(self, status: bytes, text: bytes = b"") -> None:
         transport: Any = self.transport
-        transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        head = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: %d\r\n" % (status, len(text))
+        if text:
+            head += b"Content-Type: text/plain; charset=utf-8\r\n"
+        transport.write(head + b"\r\n" + text)
         self.loseConnection()
 
 
@@ -172,8 +252,10 @@ class KubeletSite(Site):
     protocol = KubeletChannel  # type: ignore[assignment]
     requestFactory = KubeletRequest  # type: ignore[assignment]
 
-    def __init__(self, resource: IResource, clock: IReactorTime) -> None:
+    def __init__(self, resource: IResource, clock: IReactorTime, lobby: Lobby | None = None) -> None:
+        """Without a ``lobby`` the site has one of its own."""
         super().__init__(resource, timeout=IDLE_SECONDS, reactor=clock, parsePOSTFormSubmission=False)
+        self._lobby = lobby if lobby is not None else Lobby()
 
     def startFactory(self) -> None:
         """Nothing: the clock of Twisted's access log ticks each second for every port."""
@@ -191,6 +273,7 @@ class KubeletSite(Site):
     def buildProtocol(self, addr: IAddress | None) -> KubeletChannel:  # type: ignore[override]  # as above
         """A channel for a new connection."""
         channel: KubeletChannel = super().buildProtocol(addr)
+        channel.lobby = self._lobby
         return channel
 
 

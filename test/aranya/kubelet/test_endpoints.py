@@ -24,6 +24,7 @@ from aranya.kubelet.auth import Authentication, Authorization, ClientCA
 from aranya.kubelet.endpoints import BoundedTLS, CannotServe, DoorChannel, DoorSite, KubeletEndpoints
 from aranya.kubelet.root import Door, Root
 from aranya.names import DeviceKey
+from aranya.streaming.upgrade import Lobby
 from test.support.door import Answer, House, parsed
 from test.support.identities import TestAuthority, client_context
 
@@ -128,8 +129,10 @@ class EndpointTests(TestCase):
         self.endpoints.set_pod(self.house.pod)
         self.port = await self.endpoints.serve(KEY, *self.certificate("first"))
 
-    def make(self, ports: tuple[int, int] | None = None) -> KubeletEndpoints:
-        endpoints = KubeletEndpoints(reactor, reactor, self.door, interface="127.0.0.1", ports=ports)
+    def make(self, ports: tuple[int, int] | None = None, lobby: Lobby | None = None) -> KubeletEndpoints:
+        endpoints = KubeletEndpoints(
+            reactor, reactor, self.door, interface="127.0.0.1", ports=ports, lobby=lobby
+        )
         self.addCleanup(lambda: Deferred.fromCoroutine(endpoints.stop_all("the test is over")))
         return endpoints
 
@@ -293,6 +296,27 @@ class EndpointTests(TestCase):
         self.assertEqual(await self.dial(self.apiserver()).over, b"")
         first.transport.loseConnection()
         await first.over
+
+    async def test_one_lobby(self) -> None:
+        """Strangers at the port of one device fill what all have, and no more; honest clients are served."""
+        await self.open_house()
+        lobby = Lobby(room=100_000)
+        self.endpoints = self.make(lobby=lobby)
+        other = await self.endpoints.serve(DeviceKey("edge", "other"), *self.certificate("other"))
+        self.port = await self.endpoints.serve(KEY, *self.certificate("first"))
+        head = b"GET /" + b"x" * 110_000
+        waiting = self.dial(data=head)
+        while lobby.taken < 90_000:
+            await self.turn()
+        ours, self.port = self.port, other
+        self.assertEqual(parsed(await self.dial(data=head).over).code, 503)
+        self.assertEqual((await self.ask(self.apiserver())).code, 200)
+        self.port = ours
+        waiting.transport.loseConnection()
+        await waiting.over
+        while lobby.guests:
+            await self.turn()
+        self.assertEqual(lobby.taken, 0)
 
     async def test_no_handshake(self) -> None:
         """A connection that does not finish its handshake is dropped; one that did is not."""
