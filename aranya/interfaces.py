@@ -1,7 +1,7 @@
 """What the parts of the controller know of each other.
 
-``kube``, ``streaming``, ``session``, ``device``, ``kubelet`` and ``controller``
-never import one another's insides; they meet here.
+``controller``, ``kubelet`` and ``device`` never import one another, nor do ``kube``,
+``streaming`` and ``session`` below them; they meet here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Renews the Leases of Nodes: one for every device this aranya serves, ten seconds apart.
 
 A Lease says that the Node's kubelet lives, which is this process; whether the
-device is here is the Node's ``Ready`` condition (``docs/design``). So Leases are
+device is here is the Node's ``Ready`` condition (``docs/objects.md``). So Leases are
 renewed as long as we lead. If they were not, the lifecycle controller would
 overwrite our conditions with its own "Unknown".
 
