@@ -11,7 +11,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from aranya.config import REPEATABLE, Config, ConfigError
-from tether.daemon import Daemon, DaemonReactor, refuse
+from tether.daemon import Daemon, DaemonReactor, leave_soon, refuse
 
 
 class Options(usage.Options):
@@ -89,4 +89,4 @@ def makeService(options: Options) -> IService:
         return await build(config, os.environ, reactor, daemon.fail)
 
     json_log = sys.stdout if config.log_format == "json" else None
-    return cast(IService, Daemon("aranya", running, start, json_log))
+    return cast(IService, Daemon("aranya", running, start, json_log, leave_soon))

@@ -19,7 +19,7 @@ from arhat.config import Config, ConfigError
 from arhat.executor.environment import Account
 from arhat.identity import without_join
 from arhat.service import Start, build
-from tether.daemon import Daemon, DaemonReactor, refuse
+from tether.daemon import Daemon, DaemonReactor, leave_soon, refuse
 
 #: Descriptors that starting a child takes, those of its pipes included; generously.
 _START_DESCRIPTORS = 64
@@ -143,4 +143,4 @@ def makeService(options: Options) -> IService:
         return await build(start, os.environ, reactor, lambda: datetime.now(UTC), again)
 
     json_log = sys.stdout if options["log-format"] == "json" else None
-    return cast(IService, Daemon("arhat", cast(DaemonReactor, reactor), run, json_log))
+    return cast(IService, Daemon("arhat", cast(DaemonReactor, reactor), run, json_log, leave_soon))

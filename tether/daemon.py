@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, TextIO, cast, runtime_checkable
@@ -29,6 +30,8 @@ from twisted.python.failure import Failure
 
 #: Seconds the children have to stop after SIGTERM; then the process ends anyway.
 STOP_DEADLINE = 10.0
+#: Seconds after that for threads that are not done yet.
+THREADS_PATIENCE = 2.0
 
 #: The fields of log events that mean the same everywhere.
 _FIELDS = ("device", "stream", "verb", "pod", "peer", "reason")
@@ -64,6 +67,7 @@ class Daemon(MultiService):
 
     ``build`` may read files and ask servers; what it returns is started as a
     child. It may raise ``Fatal``. ``fail`` is for parts that break later.
+    ``leave`` is called with the exit code when all has stopped, to see that the process ends.
     """
 
     _log = Logger()
@@ -74,12 +78,14 @@ class Daemon(MultiService):
         reactor: DaemonReactor,
         build: Callable[[Daemon], Coroutine[Deferred[Any], Any, IService]],
         json_log: TextIO | None = None,
+        leave: Callable[[int], None] = lambda code: None,
     ) -> None:
         super().__init__()
         self._program = program
         self._reactor = reactor
         self._build = build
         self._json_log = json_log
+        self._leave = leave
         self._building: Deferred[None] | None = None
         self._stopping: list[Deferred[object]] = []
         self._exit_code = 0
@@ -106,7 +112,7 @@ class Daemon(MultiService):
             stopped: Deferred[object] = maybeDeferred(child.stopService)
             stopped.addTimeout(STOP_DEADLINE + linger, self._reactor)
             self._stopping.append(stopped.addErrback(self._stop_failed))
-        return DeferredList(self._stopping).addCallback(lambda _: None)
+        return DeferredList(self._stopping).addCallback(lambda _: self._leave(self._exit_code))
 
     def fail(self, line: str) -> None:
         """End the daemon with one line and exit code 1."""
@@ -159,6 +165,17 @@ class Daemon(MultiService):
         for stopped in self._stopping:
             # Whatever it lingered for, from here on it has as long as any.
             self._reactor.callLater(STOP_DEADLINE, stopped.cancel)
+
+
+def leave_soon(code: int) -> None:
+    """End the process in a moment, whatever its threads wait for.
+
+    Twisted looks names up in threads, and waits for them at the end: with a name server that does
+    not answer that may take a minute.
+    """
+    last = threading.Timer(THREADS_PATIENCE, _exit_now, (code,))
+    last.daemon = True
+    last.start()
 
 
 def _ear() -> TextIO:

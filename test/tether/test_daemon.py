@@ -7,8 +7,10 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Application, IService, Service
@@ -20,6 +22,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tether.daemon import STOP_DEADLINE, Daemon, Fatal, json_observer, refuse
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class DaemonReactor(Clock):
@@ -97,7 +101,8 @@ class DaemonCase(SynchronousTestCase):
         self.patch(atexit, "register", lambda call, code: self.exits.append(code))
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        self.daemon = Daemon("prog", self.reactor, self.build)  # type: ignore[arg-type]  # what is needed of it
+        self.left: list[int] = []
+        self.daemon = Daemon("prog", self.reactor, self.build, leave=self.left.append)  # type: ignore[arg-type]  # what is needed of it
 
     async def build(self, daemon: Daemon) -> IService:
         """What the daemon is built by."""
@@ -211,8 +216,19 @@ class StopTests(DaemonCase):
         stopped = self.stopped()
         self.reactor.advance(STOP_DEADLINE - 0.1)
         self.assertNoResult(stopped)
+        self.assertEqual([], self.left)
         self.reactor.advance(0.2)
         self.successResultOf(stopped)
+        self.assertEqual([0], self.left)
+
+    def test_waits_for_no_thread(self) -> None:
+        """A thread that is not done, as one that waits for a name server, does not keep the process."""
+        program = (
+            "import threading, time; from tether import daemon; daemon.THREADS_PATIENCE = 0.1;"
+            "threading.Thread(target=time.sleep, args=(60,)).start(); daemon.leave_soon(7)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30, check=False)
+        self.assertEqual(7, done.returncode)
 
     def test_lingers(self) -> None:
         """A child that lingers has that much longer, and a second signal makes it hurry."""
