@@ -239,6 +239,13 @@ class TerminalTests(ExecCase):
             terminal.wait()
             self.assertEqual(processes_with("sleep\x001000"), [])
 
+    def test_given_up(self) -> None:
+        """A command that lets go of its terminal goes on, and has its own code."""
+        for client in self.clients:
+            terminal = self.shell(client)
+            terminal.type(b"exec </dev/null >/dev/null 2>&1; sleep 0.3; exit 9\n")
+            self.assertEqual(terminal.wait(), 9)
+
     def test_hang_up(self) -> None:
         """When kubectl is killed nothing of the session is left on the device."""
         for client in self.clients:
