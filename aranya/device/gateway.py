@@ -55,8 +55,8 @@ JOIN_PATIENCE = 30.0
 JOINS_AT_ONCE = 64
 #: Seconds that one may take to ask, and how many may not have asked yet: in all, and from one address.
 JOIN_SILENCE = 10.0
-SILENT_JOINS = 256
-SILENT_JOINS_OF_ADDRESS = 8
+SILENT_JOINS = 1024
+SILENT_JOINS_OF_ADDRESS = 128
 
 #: The most connections of one device that may not have said Hello yet.
 ARRIVALS_LIMIT = 16
