@@ -201,6 +201,20 @@ class GatewayTests(ExecCase):
         self.assertNotIn("Traceback", second.text())
         self.assertNotIn(token, second.text())
 
+    def test_made_anew(self) -> None:
+        """The device of an EdgeDevice that was deleted and made anew joins again with a new token alone."""
+        self.site.add_device("phoenix")
+        agent = self.site.devices["phoenix"]
+        self.assert_code(self.site.edge.run("delete", "ed", "phoenix"), 0)
+        self.site.create_device("phoenix")
+        token = self.site.join_token("phoenix")
+        for _ in range(2):
+            self.assertEqual(agent.terminate(), 0)
+            agent.start("--join", token)
+            self.site.wait_online("phoenix")
+        self.assertEqual(agent.text().count("joined as edge/phoenix"), 3, agent.tail())
+        self.assertEqual(agent.text().count("this device has joined as"), 1, agent.tail())
+
     def test_ban(self) -> None:
         """A ban closes the link at once and keeps it closed; lifting it lets the device back."""
         self.site.add_device("rogue")
