@@ -18,11 +18,10 @@ import base64
 import copy
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
 from twisted.internet.defer import Deferred, fail, succeed
@@ -37,52 +36,28 @@ from zope.interface import implementer
 from aranya.interfaces import Change, Object, Patch, Resource
 from aranya.kube.client import ApiClient
 from aranya.kube.credentials import ClusterAccess
-from aranya.kube.objects import RESOURCES, rfc3339
+from aranya.kube.memory_requests import (
+    Refusal,
+    Request,
+    check,
+    field_tests,
+    json_patch,
+    kind_of,
+    label_tests,
+    merge_patch,
+    not_found,
+    parse,
+    status_of,
+    success,
+)
+from aranya.kube.objects import rfc3339
 
 #: Kinds whose objects have no status of their own to keep apart.
 _STATUSLESS = frozenset({"secrets", "configmaps", "leases", "events", "serviceaccounts"})
 #: Kinds that are questions: answered, never stored.
 _QUESTIONS = frozenset({"tokenreviews", "subjectaccessreviews"})
-_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.:]*[a-z0-9])?")
 _HISTORY_LIMIT = 10_000
-
-
-class Refusal(Exception):
-    """An answer that is a ``Status``; a hook may raise it to refuse a request."""
-
-    def __init__(
-        self, code: int, reason: str, message: str, details: Object | None = None, retry_after: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.details = details
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked; hooks and tests look at these."""
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: Any
-    group: str
-    version: str
-    plural: str
-    namespace: str
-    name: str
-    sub: str
-
-    @property
-    def kind(self) -> tuple[str, str]:
-        """Group and plural, under which objects are kept."""
-        return self.group, self.plural
-
 
 _Key = tuple[str, str, str, str]  # group, plural, namespace, name
 
@@ -205,12 +180,12 @@ class MemoryApiServer:
     def _find(self, request: Request) -> Object:
         found = self._objects.get((*request.kind, request.namespace, request.name))
         if found is None:
-            raise _not_found(request)
+            raise not_found(request)
         return found
 
     def _select(self, request: Request) -> Callable[[Object], bool]:
-        labels = _label_tests(request.query.get("labelSelector", ""))
-        fields = _field_tests(request.query.get("fieldSelector", ""), request)
+        labels = label_tests(request.query.get("labelSelector", ""))
+        fields = field_tests(request.query.get("fieldSelector", ""), request)
 
         def matches(found: Object) -> bool:
             own = found["metadata"].get("labels") or {}
@@ -247,7 +222,7 @@ class MemoryApiServer:
         bare = [{k: v for k, v in found.items() if k not in ("kind", "apiVersion")} for found in items]
         version_name = f"{request.group}/{request.version}" if request.group else request.version
         return {
-            "kind": f"{_kind(request)}List",
+            "kind": f"{kind_of(request)}List",
             "apiVersion": version_name,
             "metadata": metadata,
             "items": copy.deepcopy(bare),
@@ -266,7 +241,7 @@ class MemoryApiServer:
             metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
         name = metadata.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise Refusal(422, "Invalid", f"{_kind(request)} {name!r} is invalid: metadata.name")
+            raise Refusal(422, "Invalid", f"{kind_of(request)} {name!r} is invalid: metadata.name")
         if metadata.get("namespace", request.namespace) != request.namespace:
             raise Refusal(400, "BadRequest", "the namespace of the object does not match the request")
         key = (*request.kind, request.namespace, name)
@@ -285,10 +260,10 @@ class MemoryApiServer:
             metadata.pop(given, None)
         if "spec" in body and request.plural not in _STATUSLESS:
             metadata["generation"] = 1
-        body["kind"] = _kind(request)
+        body["kind"] = kind_of(request)
         version = f"{request.group}/{request.version}" if request.group else request.version
         body["apiVersion"] = version
-        _check(request, body)
+        check(request, body)
         if request.plural == "pods":
             body["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
             body.setdefault("spec", {}).setdefault("terminationGracePeriodSeconds", 30)
@@ -311,10 +286,10 @@ class MemoryApiServer:
                 raise Refusal(409, "Conflict", f"pod {request.name} is already assigned")
             pod["spec"]["nodeName"] = body["target"]["name"]
             self._store((*request.kind, request.namespace, request.name), pod)
-            return _success()
+            return success()
         if request.plural == "pods" and request.sub == "eviction":
             return self._delete(request)
-        raise _not_found(request)
+        raise not_found(request)
 
     def _review(self, request: Request, body: Object) -> Object:
         spec = body.get("spec", {})
@@ -339,11 +314,11 @@ class MemoryApiServer:
         old = self._find(request)
         kind = request.headers.get("content-type", "").split(";")[0]
         if kind == Patch.JSON.value:
-            new = _json_patch(copy.deepcopy(old), request.body)
+            new = json_patch(copy.deepcopy(old), request.body)
         elif kind in (Patch.MERGE.value, Patch.STRATEGIC.value):
             if kind == Patch.STRATEGIC.value and request.group.endswith(".dev"):
                 raise Refusal(415, "UnsupportedMediaType", "custom resources take no strategic merge patch")
-            new = _merge_patch(copy.deepcopy(old), request.body)
+            new = merge_patch(copy.deepcopy(old), request.body)
         else:
             raise Refusal(415, "UnsupportedMediaType", f"the body of the request was {kind}")
         metadata = new.get("metadata", {})
@@ -375,7 +350,7 @@ class MemoryApiServer:
             kept["status"] = wished
             new, metadata = kept, kept["metadata"]
         elif request.sub:
-            raise _not_found(request)
+            raise not_found(request)
         elif has_status:
             new.pop("status", None)
             if "status" in old:
@@ -390,7 +365,7 @@ class MemoryApiServer:
             if name in own:
                 metadata[name] = own[name]
         new["kind"], new["apiVersion"] = old["kind"], old["apiVersion"]
-        _check(request, new)
+        check(request, new)
         if has_status and new.get("spec") != old.get("spec") and "generation" in own:
             metadata["generation"] = own["generation"] + 1
         metadata["resourceVersion"] = own["resourceVersion"]
@@ -428,7 +403,7 @@ class MemoryApiServer:
                 self._store(key, new)
             return copy.deepcopy(self._objects[key])
         self._remove(key, new)
-        return _success()
+        return success()
 
     # -- the store
 
@@ -521,13 +496,13 @@ class _MemoryAgent:
         if bodyProducer is not None:
             bodyProducer.startProducing(content)
         try:
-            request = _parse(method, uri, headers or Headers(), content.data)
+            request = parse(method, uri, headers or Headers(), content.data)
             server.requests.append(request)
             if request.query.get("watch") in ("true", "1"):
                 return succeed(_MemoryResponse(200, server.watch(request)))
             code, answer = server.answer(request)
         except Refusal as refusal:
-            return succeed(_MemoryResponse(refusal.code, _status(refusal), refusal.retry_after))
+            return succeed(_MemoryResponse(refusal.code, status_of(refusal), refusal.retry_after))
         return succeed(_MemoryResponse(code, answer))
 
 
@@ -641,7 +616,7 @@ class _MemoryWatch:
         """Tell the version alone."""
         if self._request.query.get("allowWatchBookmarks") == "true":
             found: Object = {
-                "kind": _kind(self._request),
+                "kind": kind_of(self._request),
                 "apiVersion": self._request.version,
                 "metadata": {"resourceVersion": str(self._server.version)},
             }
@@ -649,7 +624,7 @@ class _MemoryWatch:
 
     def refuse(self, refusal: Refusal) -> None:
         """End with an error event."""
-        self._lines.append(orjson.dumps({"type": "ERROR", "object": _status(refusal)}) + b"\n")
+        self._lines.append(orjson.dumps({"type": "ERROR", "object": status_of(refusal)}) + b"\n")
         self.end()
 
     def end(self) -> None:
@@ -709,192 +684,3 @@ class _MemoryWatch:
         if self._end is not None and not self._lines and protocol is not None:
             self._protocol = None
             protocol.connectionLost(Failure(self._end))
-
-
-def _parse(method: bytes, uri: bytes, headers: Headers, body: bytes) -> Request:
-    parts = urlsplit(uri.decode("ascii"))
-    words = [unquote(word) for word in parts.path.strip("/").split("/")]
-    try:
-        if words[0] == "api":
-            group, version, rest = "", words[1], words[2:]
-        elif words[0] == "apis":
-            group, version, rest = words[1], words[2], words[3:]
-        elif words == ["version"]:
-            group, version, rest = "", "", words
-        else:
-            raise IndexError
-        namespace = ""
-        if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
-            namespace, rest = rest[1], rest[2:]
-        plural, name, sub = (*rest, "", "")[:3]
-        decoded = orjson.loads(body) if body else None
-    except IndexError:
-        raise Refusal(404, "NotFound", "the server could not find the requested resource") from None
-    except ValueError:
-        raise Refusal(400, "BadRequest", "the body is not JSON") from None
-    return Request(
-        method.decode("ascii"),
-        parts.path,
-        dict(parse_qsl(parts.query)),
-        {
-            key.decode("latin-1").lower(): values[0].decode("latin-1")
-            for key, values in headers.getAllRawHeaders()
-        },
-        decoded,
-        group,
-        version,
-        plural,
-        namespace,
-        name,
-        sub,
-    )
-
-
-_KINDS: Mapping[tuple[str, str], str] = {(one.group, one.plural): one.kind for one in RESOURCES}
-
-
-def _kind(request: Request) -> str:
-    return _KINDS.get(request.kind) or request.plural.removesuffix("s").capitalize()
-
-
-def _success() -> Object:
-    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
-
-
-def _status(refusal: Refusal) -> Object:
-    status: Object = {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": refusal.message,
-        "reason": refusal.reason,
-        "code": refusal.code,
-    }
-    if refusal.details is not None:
-        status["details"] = refusal.details
-    return status
-
-
-def _not_found(request: Request) -> Refusal:
-    details = {"name": request.name, "group": request.group, "kind": request.plural}
-    resource = f"{request.plural}.{request.group}" if request.group else request.plural
-    return Refusal(404, "NotFound", f'{resource} "{request.name}" not found', details)
-
-
-# ---- rules ------------------------------------------------------------------
-
-
-def _check(request: Request, body: Object) -> None:
-    """The few rules of validation that this project meets."""
-    if request.plural == "leases":
-        for name in ("renewTime", "acquireTime"):
-            value = body.get("spec", {}).get(name)
-            if value is not None and not _MICRO_TIME.fullmatch(value):
-                raise Refusal(
-                    400, "BadRequest", f"Lease in version v1 cannot be handled: spec.{name}: {value}"
-                )
-    for label in (body["metadata"].get("labels") or {}).values():
-        if not isinstance(label, str) or len(label) > 63:
-            raise Refusal(422, "Invalid", f"metadata.labels: invalid value: {label!r}")
-
-
-def _label_tests(selector: str) -> list[Callable[[Mapping[str, str]], bool]]:
-    return [_label_test(term.strip()) for term in selector.split(",") if term.strip()]
-
-
-def _label_test(term: str) -> Callable[[Mapping[str, str]], bool]:
-    if "!=" in term:
-        name, value = term.split("!=", 1)
-        return lambda labels: labels.get(name) != value
-    if "=" in term:
-        name, value = re.split("==?", term, maxsplit=1)
-        return lambda labels: labels.get(name) == value
-    if term.startswith("!"):
-        return lambda labels: term[1:] not in labels
-    return lambda labels: term in labels
-
-
-#: The fields that the real server lets select by, of the kinds used here.
-_FIELDS: Mapping[str, frozenset[str]] = {
-    "pods": frozenset({"spec.nodeName", "status.phase"}),
-    "events": frozenset(
-        {"involvedObject.name", "involvedObject.uid", "involvedObject.kind", "reason", "type"}
-    ),
-    "certificatesigningrequests": frozenset({"spec.signerName"}),
-    "secrets": frozenset({"type"}),
-}
-
-
-def _field_tests(selector: str, request: Request) -> list[Callable[[Object], bool]]:
-    tests = []
-    for term in filter(None, selector.split(",")):
-        negated = "!=" in term
-        name, value = re.split("!=|==?", term, maxsplit=1)
-        if name not in {"metadata.name", "metadata.namespace"} | _FIELDS.get(request.plural, frozenset()):
-            raise Refusal(400, "BadRequest", f"field label not supported: {name}")
-        tests.append(_field_test(name, value, negated))
-    return tests
-
-
-def _field_test(path: str, value: str, negated: bool) -> Callable[[Object], bool]:
-    def test(found: Object) -> bool:
-        place: Any = found
-        for word in path.split("."):
-            place = place.get(word, "") if isinstance(place, dict) else ""
-        return bool(place == value) is not negated
-
-    return test
-
-
-def _merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merge_patch(result.get(name), value)
-    return result
-
-
-def _json_patch(target: Any, operations: list[Object]) -> Any:
-    """RFC 6902: add, remove, replace, test."""
-    for operation in operations:
-        words = [word.replace("~1", "/").replace("~0", "~") for word in operation["path"].split("/")[1:]]
-        try:
-            place = target
-            for word in words[:-1]:
-                place = place[int(word)] if isinstance(place, list) else place[word]
-            _apply(place, words[-1], operation)
-        except (KeyError, IndexError, ValueError, TypeError):
-            raise Refusal(
-                422, "Invalid", f"the server rejected our request: {operation['op']} {operation['path']}"
-            ) from None
-    return target
-
-
-def _apply(place: Any, word: str, operation: Object) -> None:
-    action, value = operation["op"], operation.get("value")
-    if isinstance(place, list):
-        if action == "add":
-            place.insert(len(place) if word == "-" else int(word), value)
-            return
-        index: Any = int(word)
-    else:
-        index = word
-        if action == "add":
-            place[index] = value
-            return
-    if action == "replace":
-        place[index]
-        place[index] = value
-    elif action == "remove":
-        del place[index]
-    elif action == "test":
-        if place[index] != value:
-            raise ValueError
-    else:
-        raise ValueError

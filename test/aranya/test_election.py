@@ -11,7 +11,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.election import Decision, Election, Record, Timing, decide
-from aranya.kube.memory import MemoryApiServer, Refusal, Request
+from aranya.kube.memory import MemoryApiServer
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import LEASES
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -25,7 +25,8 @@ from aranya.certs.keys import KeyPair, key_to_pem
 from aranya.config import Config
 from aranya.controller.devices.steps import ROLE_CERTIFICATE
 from aranya.interfaces import Object, Resource
-from aranya.kube.memory import MemoryApiServer, Refusal, Request
+from aranya.kube.memory import MemoryApiServer
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, LEASES, SECRETS, SERVICEACCOUNTS, new_object
 from aranya.names import JOIN_ANNOTATION, LABEL_NAME, LABEL_NAMESPACE, LABEL_ROLE
 from aranya.service import LEASE, Aranya, Settings, build

@@ -372,6 +372,14 @@ class LeavingTests(SynchronousTestCase):
         self.pair.flush()
         return stopped
 
+    def assert_lasts(self, seconds: float, stopped: Deferred[None]) -> None:
+        """It has stopped after so long, and not before."""
+        self.clock.advance(seconds - 0.1)
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.pair.flush()
+        self.successResultOf(stopped)
+
     def test_nothing_to_wait_for(self) -> None:
         """Without a session it says that it goes, and goes."""
         self.successResultOf(self.stop())
@@ -443,21 +451,14 @@ class LeavingTests(SynchronousTestCase):
         with capturedLogs() as events:
             self.ask()
             stopped = self.stop()
-            self.clock.advance(29.9)
-            self.assertNoResult(stopped)
-            self.clock.advance(0.2)
-            self.pair.flush()
-            self.successResultOf(stopped)
+            self.assert_lasts(30, stopped)
         self.assertEqual(1, [formatEvent(event) for event in events].count(line))
 
     def test_nobody_hears_without_sessions(self) -> None:
         """Then it goes after a moment, which somebody who insists need not wait for."""
         self.watch.deaf = True
         stopped = self.stop()
-        self.clock.advance(DRAIN_PATIENCE - 0.1)
-        self.assertNoResult(stopped)
-        self.clock.advance(0.2)
-        self.successResultOf(stopped)
+        self.assert_lasts(DRAIN_PATIENCE, stopped)
 
     def test_insisting_while_nobody_hears(self) -> None:
         """A second signal ends that waiting, too."""
@@ -475,11 +476,7 @@ class LeavingTests(SynchronousTestCase):
         with capturedLogs() as events:
             kubectl = self.ask()
             stopped = self.stop()
-            self.clock.advance(29.9)
-            self.assertNoResult(stopped)
-            self.clock.advance(0.2)
-            self.pair.flush()
-            self.successResultOf(stopped)
+            self.assert_lasts(30, stopped)
         self.assertEqual(STOPPING, kubectl.reason)
         line = "stopping: sessions that still run are ended (1), 30 s are over"
         self.assertIn(line, [formatEvent(event) for event in events])

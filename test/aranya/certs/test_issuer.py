@@ -23,7 +23,8 @@ from aranya.certs.issuer import (
 from aranya.certs.keys import KeyPair, key_hash
 from aranya.certs.requests import hosts_of, requested_key
 from aranya.kube.errors import Forbidden
-from aranya.kube.memory import MemoryApiServer, Refusal, Request
+from aranya.kube.memory import MemoryApiServer
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import CSRS
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

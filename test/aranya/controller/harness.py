@@ -25,6 +25,8 @@ from test.support.devices import (
 )
 
 START = 1_790_000_000.0
+#: A Node that somebody else made.
+NOT_OURS: Object = {"metadata": {"name": "dev"}, "spec": {"providerID": "aws:///i-1"}}
 KEY = DeviceKey("edge", "dev")
 CONFIG = ControllerConfig(
     namespace="aranya",

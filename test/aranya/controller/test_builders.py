@@ -14,7 +14,7 @@ from aranya.controller.devices.conditions import Condition, laid_over, moment, s
 from aranya.controller.devices.model import Connected, Seen, Site, Wish, wish_of
 from aranya.controller.devices.status import occasions, status_patch
 from aranya.interfaces import Object
-from aranya.kube.memory import _merge_patch
+from aranya.kube.memory_requests import merge_patch
 from test.support.devices import FACTS
 from tether.verbs.requests import DeviceFacts
 
@@ -122,7 +122,7 @@ class NodeTests(SynchronousTestCase):
             connected = None if facts is None else Connected(replace(FACTS, labels=facts), "", "")
             last = last if facts is None else facts
             patch = nodes.node_patch(wanted, Seen(node=node, connected=connected))
-            node = _merge_patch(node, patch or {})
+            node = merge_patch(node, patch or {})
             self.assertIsNone(nodes.node_patch(wanted, Seen(node=node, connected=connected)))
             there = {key: value for key, value in node["metadata"]["labels"].items() if "/" not in key}
             self.assertEqual({**last, **labels, **foreign}, there)
@@ -158,7 +158,7 @@ class PodTests(SynchronousTestCase):
         pod["metadata"] |= {"uid": "p", "creationTimestamp": "2026-09-21T00:00:00Z"}
         for online in (True, False):
             patch = pods.pod_status_patch(pod, SITE, online, NOW) or {}
-            settled = _merge_patch(pod, {"status": without_blanks(patch["status"])})
+            settled = merge_patch(pod, {"status": without_blanks(patch["status"])})
             self.assertIsNone(pods.pod_status_patch(settled, SITE, online, NOW + 1000))
 
 

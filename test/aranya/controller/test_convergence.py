@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.interfaces import Resource
 from aranya.kube.errors import NotFound
-from aranya.kube.memory import Refusal, Request
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, LEASES, NODES, PODS, SECRETS
 from test.aranya.controller.harness import KEY, World
 from test.support.devices import FakeDevice

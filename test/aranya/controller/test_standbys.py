@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aranya.kube.memory import Request
+from aranya.kube.memory_requests import Request
 from aranya.kube.objects import EDGEDEVICES
 from test.aranya.controller.harness import KEY, Case, World
 from test.support.devices import FakeDevice

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from aranya.interfaces import Object
-from aranya.kube.memory import Refusal, Request
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, PODS
 from test.aranya.controller.harness import World
 

@@ -22,7 +22,7 @@ from aranya.device.joining import (
     RenewedLately,
 )
 from aranya.kube.errors import ServerError
-from aranya.kube.memory import Refusal, Request
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, SECRETS, new_object, uid_of
 from aranya.names import JOIN_ANNOTATION, DeviceIdentity
 from test.aranya.device.cluster import KEY, URLS, ClusterCase

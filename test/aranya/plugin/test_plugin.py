@@ -18,7 +18,8 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from aranya.interfaces import Object
-from aranya.kube.memory import MemoryApiServer, Refusal, Request
+from aranya.kube.memory import MemoryApiServer
+from aranya.kube.memory_requests import Refusal, Request
 from aranya.kube.objects import EDGEDEVICES, LEASES, NODES, PODS, micro_time, new_object
 from aranya.names import FINALIZER, JOIN_ANNOTATION
 from aranya.plugin import devices

@@ -1,125 +1,21 @@
-"""Tests of ``aranya.streaming.forwarding``: port-forward in all its languages."""
+"""Tests of ``aranya.streaming.forwarding``: port-forward over SPDY, also in a tunnel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
-from twisted.web.server import Request
 
 from aranya.interfaces import ForwardStream
 from aranya.streaming import forwarded_spdy
 from aranya.streaming.carrier import IDLE_SECONDS, PROBE_SECONDS
 from aranya.streaming.forwarded_spdy import PAIRING_SECONDS
-from aranya.streaming.forwarding import forward_streams, read_ports
 from aranya.streaming.intake import EACH_LIMIT
-from aranya.streaming.negotiate import TUNNEL_PROTOCOL, Refusal
-from aranya.streaming.sessions import Session
-from test.aranya.streaming.test_remotecommand import Producer
-from test.support.kubectl_wire import KubectlWire
-from test.support.spdy_client import ClientStream, SpdyClient, WebSocketClient
-
-
-@dataclass
-class Connected:
-    """One connection as the device's side has it (``ForwardEvents``)."""
-
-    port: int
-    stream: ForwardStream
-    data: bytes = b""
-    told: list[str] = field(default_factory=list)
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-
-    def finished(self) -> None:
-        self.told.append("finished")
-
-    def client_gone(self) -> None:
-        self.told.append("gone")
-
-
-class Forward:
-    """A session, and the acceptor behind it."""
-
-    def __init__(self, on_open: Callable[[ForwardStream], None] = lambda stream: None) -> None:
-        self.connections: list[Connected] = []
-        self.session: Session | None = None
-        self._on_open = on_open
-        self.wire = KubectlWire(self._answer)
-        self.clock = self.wire.clock
-        self.transport = self.wire.transport
-
-    def _answer(self, request: Request) -> None:
-        query = parse_qs(urlsplit(request.uri.decode()).query, keep_blank_values=True)
-        self.session = forward_streams(request, query.get("port", []), self.clock, self)
-
-    def connection_opened(self, port: int, stream: ForwardStream) -> Connected:
-        self._on_open(stream)
-        self.connections.append(Connected(port, stream))
-        return self.connections[-1]
-
-
-class SpdyForward(Forward):
-    """kubectl port-forward over SPDY."""
-
-    def __init__(self, **more: Any) -> None:
-        super().__init__(**more)
-        self.client = SpdyClient()
-        self.head = self.wire.upgrade_to_spdy("portforward.k8s.io", path="/portForward/ns/p")
-        self._requests = 0
-
-    def open(self, **headers: str) -> ClientStream:
-        """One stream, awaiting its reply."""
-        self.send(self.client.syn(**headers))
-        return self.client.streams[self.client.last]
-
-    def send(self, data: bytes) -> None:
-        """The client writes and reads."""
-        self.wire.send(data)
-        self.read()
-
-    def read(self) -> None:
-        """Read all the server wrote."""
-        self.client.receive(self.wire.take())
-
-    def connect(self, port: int = 80) -> tuple[ClientStream, ClientStream]:
-        """A pair as kubectl opens it: error stream, its FIN, data stream."""
-        number = str(self._requests)
-        self._requests += 1
-        error = self.open(streamtype="error", port=str(port), requestid=number)
-        self.send(self.client.data(error.number, b"", True))
-        data = self.open(streamtype="data", port=str(port), requestid=number)
-        return error, data
-
-
-class TunnelForward(SpdyForward):
-    """kubectl port-forward over SPDY inside WebSocket messages."""
-
-    def __init__(self, **more: Any) -> None:
-        Forward.__init__(self, **more)
-        self.client = SpdyClient()
-        self.outer = WebSocketClient()
-        self.head = self.wire.upgrade_to_websocket(TUNNEL_PROTOCOL, path="/portForward/ns/p")
-        self._requests = 0
-
-    def send(self, data: bytes) -> None:
-        """The client writes its bytes in messages cut anywhere, and reads."""
-        step = max(7, len(data) // 20)
-        for start in range(0, len(data), step):
-            self.wire.send(self.outer.binary(data[start : start + step]))
-        self.read()
-
-    def read(self) -> None:
-        """Read all the server wrote."""
-        self.outer.receive(self.wire.take())
-        self.client.receive(b"".join(self.outer.messages))
-        self.outer.messages.clear()
+from test.aranya.streaming.commands import Producer
+from test.aranya.streaming.forwards import SpdyForward, TunnelForward
+from test.support.spdy_client import ClientStream
 
 
 class SpdyTests(SynchronousTestCase):
@@ -471,118 +367,3 @@ class TunnelTests(SpdyTests):
         self.assertEqual(running.connections[0].told, ["gone"])
         running.read()
         self.assertEqual(running.outer.closed, 1000)
-
-
-class WebSocketForward(Forward):
-    """A WebSocket client that forwards the ports of its query."""
-
-    def __init__(self, query: str = "port=80", protocol: str = "v4.channel.k8s.io", **more: Any) -> None:
-        super().__init__(**more)
-        self.client = WebSocketClient()
-        answer = self.wire.upgrade_to_websocket(protocol, path=f"/portForward/ns/p?{query}")
-        self.head, _, self.body = answer.partition(b"\r\n\r\n")
-        if self.head.startswith(b"HTTP/1.1 101"):
-            self.client.receive(self.body)
-
-    def read(self) -> list[bytes]:
-        """All messages so far."""
-        self.client.receive(self.wire.take())
-        return self.client.messages
-
-
-class WebSocketTests(SynchronousTestCase):
-    """Ports on channels."""
-
-    def test_greeting(self) -> None:
-        """Each port is named on both of its channels, little endian, and connected."""
-        running = WebSocketForward("port=80%2C443&port=8080")
-        self.assertEqual(
-            running.read(),
-            [
-                b"\x00\x50\x00",
-                b"\x01\x50\x00",
-                b"\x02\xbb\x01",
-                b"\x03\xbb\x01",
-                b"\x04\x90\x1f",
-                b"\x05\x90\x1f",
-            ],
-        )
-        self.assertEqual([connected.port for connected in running.connections], [80, 443, 8080])
-
-    def test_data(self) -> None:
-        """Data goes by the even channels."""
-        running = WebSocketForward("port=80,443")
-        running.wire.send(running.client.binary(b"\x02hello"))
-        running.wire.send(running.client.binary(b"\x03ignored") + running.client.binary(b"\x09ignored"))
-        running.connections[1].stream.write(b"world")
-        self.assertEqual([connected.data for connected in running.connections], [b"", b"hello"])
-        self.assertEqual(running.read()[-1], b"\x02world")
-
-    def test_base64(self) -> None:
-        """The base64 form is text."""
-        running = WebSocketForward(protocol="v4.base64.channel.k8s.io")
-        self.assertEqual(running.read(), [b"0UAA=", b"1UAA="])
-
-    def test_end(self) -> None:
-        """The session ends with its last connection."""
-        running = WebSocketForward("port=80,81")
-        running.connections[0].stream.end()
-        self.assertFalse(running.transport.disconnecting)
-        running.connections[1].stream.end("no such port")
-        self.assertEqual(running.read()[-1], b"\x03no such port")
-        self.assertEqual(running.client.closed, 1000)
-        self.assertTrue(running.transport.disconnecting)
-
-    def test_no_half_close(self) -> None:
-        """When the target has ended, so has the client, for it cannot say so itself."""
-        running = WebSocketForward()
-        running.connections[0].stream.finish()
-        self.assertEqual(running.connections[0].told, ["finished"])
-
-    def test_refused_at_once(self) -> None:
-        """Refusals while asking end the session."""
-        running = WebSocketForward("port=80,81", on_open=lambda stream: stream.end("refused"))
-        self.assertEqual(
-            [message for message in running.read() if b"refused" in message], [b"\x01refused", b"\x03refused"]
-        )
-        self.assertEqual(running.client.closed, 1000)
-
-    def test_abort(self) -> None:
-        """An abort tells every connection, and closes once."""
-        running = WebSocketForward("port=80,81")
-        assert running.session is not None
-        running.session.abort("device deleted")
-        self.assertEqual(running.read()[-2:], [b"\x01device deleted", b"\x03device deleted"])
-        self.assertEqual([connected.told for connected in running.connections], [["gone"], ["gone"]])
-        self.assertEqual(running.client.closed, 1000)
-
-    def test_client_gone(self) -> None:
-        """The loss of the client is told once to each."""
-        running = WebSocketForward("port=80,81")
-        running.wire.send(running.client.close())
-        running.wire.disconnect()
-        self.assertEqual([connected.told for connected in running.connections], [["gone"], ["gone"]])
-
-    def test_bad_ports(self) -> None:
-        """Ports are checked before the upgrade."""
-        for query, text in (
-            ("", b'query parameter "port" is required'),
-            ("port=", b'query parameter "port" is required'),
-            ("port=x", b'unable to parse "x" as a port: strconv.ParseUint: parsing "x": invalid syntax'),
-            ("port=0", b'port "0" must be > 0'),
-            (
-                "port=65536",
-                b'unable to parse "65536" as a port: strconv.ParseUint: parsing "65536": value out of range',
-            ),
-        ):
-            running = WebSocketForward(query)
-            self.assertTrue(running.head.startswith(b"HTTP/1.1 400 "), query)
-            self.assertEqual(running.body, text)
-            self.assertIsNone(running.session)
-
-    @given(st.lists(st.text(max_size=8), max_size=4))
-    @settings(max_examples=150, deadline=None)
-    def test_any_ports(self, values: list[str]) -> None:
-        """Any query is a list of ports or a refusal."""
-        found = read_ports(values)
-        self.assertTrue(isinstance(found, Refusal) or all(1 <= port <= 65535 for port in found))
